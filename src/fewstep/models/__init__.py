@@ -1,0 +1,21 @@
+"""What a network's output means: a posterior `q(x_0 | x_tau)` or a flow map. One file, one model."""
+
+from fewstep.models.base import EvaluationCounter, Model, ModelConfig, PosteriorModel
+from fewstep.models.denoiser import Denoiser, DenoiserConfig
+from fewstep.models.exact import EmpiricalPosterior, MixturePosterior
+from fewstep.models.mean_only import MeanOnly
+from fewstep.models.posterior_flow import PosteriorFlow, PosteriorFlowConfig
+
+__all__ = [
+    "Denoiser",
+    "DenoiserConfig",
+    "EmpiricalPosterior",
+    "EvaluationCounter",
+    "MeanOnly",
+    "MixturePosterior",
+    "Model",
+    "ModelConfig",
+    "PosteriorFlow",
+    "PosteriorFlowConfig",
+    "PosteriorModel",
+]

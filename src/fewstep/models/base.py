@@ -1,0 +1,126 @@
+"""A model gives a network's numbers their meaning; a posterior model returns `q(x_0 | x_tau)` when called."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.networks.base import NetworkConfig
+from fewstep.posterior import Posterior
+from fewstep.scaling import Scaling
+from fewstep.schedule import Schedule
+
+
+class Model(nn.Module, ABC):
+    """A network (or closed form), its schedule, and the shape of one item.
+
+    `sampler` is the default sampler that a saved model carries; `config`, where there is one, rebuilds the model.
+    """
+
+    sampler: Any = None
+
+    def __init__(self, schedule: Schedule, item_shape: tuple[int, ...]):
+        super().__init__()
+        self.schedule = schedule
+        self.item_shape = tuple(item_shape)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The module of which one call is one function evaluation: the network where there is one."""
+        return self
+
+    def fit(self, x_0: Tensor) -> None:
+        """Measure on data `(n, ...)` what the model stores of it, before training."""
+
+
+class PosteriorModel(Model):
+    """A model of the posterior: `model(x_tau, tau) -> Posterior`.
+
+    `x_tau` is `(batch, ...)`; `tau` in (0, 1], one time or one per item.
+    """
+
+    @abstractmethod
+    def forward(self, x_tau: Tensor, tau: Tensor | float) -> Posterior:
+        """`q(x_0 | x_tau)` for each state of the batch."""
+
+
+class NetworkPosteriorModel(PosteriorModel):
+    """A posterior model with a network, whose target is `w` in `x_0 = offset(x_tau, tau) + scale(tau) w`.
+
+    Stores the mean item and the standard deviation of one component around it, which `fit` measures. `fit` raises
+    `UserError` on constant data.
+    """
+
+    data_mean: Tensor
+    data_std: Tensor
+
+    def __init__(self, network: nn.Module, schedule: Schedule, scaling: Scaling, item_shape: tuple[int, ...]):
+        super().__init__(schedule, item_shape)
+        self.network = network
+        self.scaling = scaling
+        self.register_buffer("data_mean", torch.zeros(self.item_shape))
+        self.register_buffer("data_std", torch.ones(()))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.network
+
+    def fit(self, x_0: Tensor) -> None:
+        mean = x_0.double().mean(0)
+        std = (x_0.double() - mean).square().mean().sqrt()
+        if not std > 0:
+            raise UserError("the data is constant: its standard deviation is 0, so there is nothing to learn")
+        self.data_mean.copy_(mean)
+        self.data_std.copy_(std)
+
+    def encode(self, x_0: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
+        """`w = (x_0 - offset) / scale`; tau is `(batch,)`."""
+        offset, scale = self._coefficients(x_tau, tau)
+        return (x_0 - offset) / scale
+
+    def decode(self, w: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
+        """`x_0 = offset + scale w`; tau is `(batch,)`."""
+        offset, scale = self._coefficients(x_tau, tau)
+        return offset + scale * w
+
+    def _coefficients(self, x_tau: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        offset, scale = self.scaling.coefficients(x_tau, tau, self.schedule, self.data_mean, self.data_std)
+        return offset, scale.reshape(-1, *[1] * (x_tau.ndim - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ABC):
+    """The hyper-parameters of a model: `build(item_shape)` makes it."""
+
+    network: NetworkConfig
+    schedule: Schedule
+
+    @abstractmethod
+    def build(self, item_shape: tuple[int, ...]) -> Model:
+        """The model for items of this shape, with fresh weights."""
+
+
+class EvaluationCounter:
+    """Counts the function evaluations of a model while it is open: calls of its network, item by item.
+
+    `with EvaluationCounter(model) as counter: ...; counter.items / n` is the NFE of one of n samples.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.calls = 0
+        self.items = 0
+
+    def __enter__(self) -> "EvaluationCounter":
+        self._hook = self.model.evaluated.register_forward_pre_hook(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.calls += 1
+        self.items += args[0].shape[0]

@@ -1,0 +1,44 @@
+"""STMD's model: a Mean Flow of the posterior, `u(z_t, r, t | x_tau, tau)` (eq. 20)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.models.base import ModelConfig, NetworkPosteriorModel
+from fewstep.posterior import FlowPosterior
+from fewstep.scaling import IdentityScaling, Scaling
+from fewstep.schedule import Schedule, VPSchedule
+from fewstep.shapes import times_of
+
+
+class PosteriorFlow(NetworkPosteriorModel):
+    """`model(x_tau, tau)` is the law of `x_0 = offset + scale (z - u(z, 0, 1 | x_tau, tau))`, z ~ N(0, I) (eq. 20).
+
+    The network sees `z` and `x_tau` concatenated on axis 1 and the three times `(t, t - r, tau)`, as the paper found best.
+    With the identity scaling this is the paper's model. `PosteriorFlow(network, schedule, scaling, item_shape)`.
+    """
+
+    def u(self, z: Tensor, r: Tensor, t: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
+        """The average velocity of the flow of `w` with `(x_tau, tau)` held; `r <= t` and tau are `(batch,)`."""
+        return self.network(torch.cat([z, x_tau], dim=1), torch.stack([t, t - r, tau], dim=1))
+
+    def forward(self, x_tau: Tensor, tau: Tensor | float) -> FlowPosterior:
+        return FlowPosterior(self.u, self.decode, x_tau, times_of(tau, x_tau))
+
+    @property
+    def config(self) -> "PosteriorFlowConfig":
+        """What rebuilds this model, if its network has a `config`."""
+        return PosteriorFlowConfig(network=self.network.config, schedule=self.schedule, scaling=self.scaling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorFlowConfig(ModelConfig):
+    """A Mean Flow of the posterior; `scaling` is the identity (paper) or Gaussian."""
+
+    schedule: Schedule = VPSchedule()
+    scaling: Scaling = IdentityScaling()
+
+    def build(self, item_shape: tuple[int, ...]) -> PosteriorFlow:
+        network = self.network.build(item_shape, inputs=2, times=3)
+        return PosteriorFlow(network, self.schedule, self.scaling, item_shape)

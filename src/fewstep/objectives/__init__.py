@@ -1,0 +1,7 @@
+"""Per-sample losses that train a model: `objective(model, batch, generator) -> Loss`. One file, one objective."""
+
+from fewstep.objectives.base import Batch, Loss, Objective
+from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.stmd import STMD
+
+__all__ = ["STMD", "Batch", "Denoising", "Loss", "Objective"]
