@@ -1,8 +1,8 @@
 """The bridge `p(x_s | x_0, x_tau)`, `s < tau` (eq. 19), and the one-parameter family of kernels around it.
 
 Family: `x_s = alpha_s x_0 + c (sigma_s / sigma_tau) (x_tau - alpha_tau x_0) + sigma_s sqrt(1 - c^2) xi`.
-`c = 1` is DDIM, `c = 0` fresh re-noising, and `c = (alpha_tau / alpha_s)(sigma_s / sigma_tau)` the bridge. With `x_0` drawn
-from the exact posterior every c keeps the marginals; only the bridge keeps the joint law of `(x_s, x_tau)`.
+`c = 1` is DDIM, `c = 0` fresh re-noising, and `c = (alpha_tau / alpha_s)(sigma_s / sigma_tau)` the bridge. With `x_0`
+drawn from the exact posterior every c keeps the marginals; only the bridge keeps the joint law of `(x_s, x_tau)`.
 """
 
 import math
@@ -17,8 +17,8 @@ from fewstep.transition import moments
 def bridge(x_0: Tensor, x_tau: Tensor, s: Times, tau: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of `x_s` given both ends (eq. 19).
 
-    `mean = (alpha_s v x_0 + a sigma_s^2 x_tau) / sigma_tau^2`, `std^2 = sigma_s^2 v / sigma_tau^2`; at s = 0 this is `x_0`.
-    The standard deviation has axes of length one behind the batch axis.
+    `mean = (alpha_s v x_0 + a sigma_s^2 x_tau) / sigma_tau^2`, `std^2 = sigma_s^2 v / sigma_tau^2`; at s = 0 this is
+    `x_0`. The standard deviation has axes of length one behind the batch axis.
     """
     a, v = moments(s, tau, schedule)
     sigma_s, sigma_tau = schedule.sigma(s), schedule.sigma(tau)

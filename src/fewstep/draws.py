@@ -12,6 +12,7 @@ Draws are made on the generator's device and moved, so that a CPU generator give
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def split(source: Source, sizes: list[int]) -> list[Source]:
     """The sources of consecutive chunks of a batch: one generator serves all chunks in turn, a sequence is cut."""
     if isinstance(source, Sequence):
         edges = np.cumsum([0, *sizes]).tolist()
-        return [source[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        return [source[a:b] for a, b in pairwise(edges)]
     return [source] * len(sizes)
 
 

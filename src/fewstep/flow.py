@@ -1,11 +1,11 @@
 """Mean Flow: the straight interpolant, its velocity, and the average velocity along the flow (eq. 1-13).
 
-`z_t = (1 - t) x_0 + t eps` (1), conditional velocity `v_c = eps - x_0` (2), marginal velocity `v(z, t) = E[v_c | z_t = z]` (3).
-Average velocity `u(z_t, r, t) = 1/(t - r) int_r^t v(z_q, q) dq` (8), so that `z_r = z_t - (t - r) u(z_t, r, t)` (9) and
-`u(z, t, t) = v(z, t)`. Identity: `u = v - (t - r) du/dt` (10), `du/dt = v . grad_z u + partial_t u` (11).
+`z_t = (1 - t) x_0 + t eps` (1), conditional velocity `v_c = eps - x_0` (2), marginal velocity `v(z, t) = E[v_c | z_t =
+z]` (3). Average velocity `u(z_t, r, t) = 1/(t - r) int_r^t v(z_q, q) dq` (8), so that `z_r = z_t - (t - r) u(z_t, r,
+t)` (9) and `u(z, t, t) = v(z, t)`. Identity: `u = v - (t - r) du/dt` (10), `du/dt = v . grad_z u + partial_t u` (11).
 
-An average velocity is a callable `u(z, r, t, *held)`; `held` are tensors with the same batch axis that the flow does not
-move, such as `(x_tau, tau)`. This file is the only caller of forward-mode automatic differentiation.
+An average velocity is a callable `u(z, r, t, *held)`; `held` are tensors with the same batch axis that the flow does
+not move, such as `(x_tau, tau)`. This file is the only caller of forward-mode automatic differentiation.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def total_derivative(
 ) -> tuple[Tensor, Tensor]:
     """`(u, du/dt)` with `du/dt = v . grad_z u + partial_t u`: tangent `(v, 0, 1)` for `(z, r, t)`, zero for `held` (eq. 11)."""
     tangents = (v, torch.zeros_like(r), torch.ones_like(t))
-    value, derivative = torch.func.jvp(lambda z, r, t: u(z, r, t, *held), (z, r, t), tangents)
-    return value, derivative
+    result = torch.func.jvp(lambda z, r, t: u(z, r, t, *held), (z, r, t), tangents)
+    return result[0], result[1]
 
 
 @torch.no_grad()

@@ -132,7 +132,9 @@ class ParticlePosterior(Posterior):
         generator: Source = None,
     ) -> Tensor:
         if noise is not None:
-            raise UserError("a draw among particles is no function of Gaussian noise: pass a generator instead of noise")
+            raise UserError(
+                "a draw among particles is no function of Gaussian noise: pass a generator instead of noise"
+            )
         return self.particles[categorical(self.log_weights, generator, shape)]
 
     def mean(self, draws: int = 1, generator: Source = None) -> Tensor:

@@ -1,8 +1,8 @@
 """What the flow transports: coordinates `w` in which the clean data is seen from `x_tau`.
 
-`x_0 = offset(x_tau, tau) + scale(tau) w`. A posterior model learns the law (or the mean) of `w` given `(x_tau, tau)` and
-undoes the scaling when it samples, so the scaling belongs to the model, with the data's moments that it uses: the mean
-item m and the standard deviation s of one component around it.
+`x_0 = offset(x_tau, tau) + scale(tau) w`. A posterior model learns the law (or the mean) of `w` given `(x_tau, tau)`
+and undoes the scaling when it samples, so the scaling belongs to the model, with the data's moments that it uses: the
+mean item m and the standard deviation s of one component around it.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,7 @@
 """The diffusion: `dX = -1/2 beta(tau) X dtau + sqrt(beta(tau)) dW` for tau in [0, 1] (eq. 14).
 
-`alpha_tau = exp(-1/2 int_0^tau beta)` and `sigma_tau^2 = 1 - alpha_tau^2`, so that `x_tau = alpha_tau x_0 + sigma_tau eps`.
-Everything is derived from `log alpha`, so that nothing cancels near tau = 0.
+`alpha_tau = exp(-1/2 int_0^tau beta)` and `sigma_tau^2 = 1 - alpha_tau^2`, so that `x_tau = alpha_tau x_0 + sigma_tau
+eps`. Everything is derived from `log alpha`, so that nothing cancels near tau = 0.
 """
 
 import math
@@ -75,7 +75,8 @@ class VPSchedule(Schedule):
 
 @dataclass(frozen=True)
 class CosineSchedule(Schedule):
-    """`alpha_tau = cos(theta tau)`, `sigma_tau = sin(theta tau)` with `cos(theta) = alpha_1`, the signal left at tau = 1.
+    """`alpha_tau = cos(theta tau)`, `sigma_tau = sin(theta tau)` with `cos(theta) = alpha_1`, the signal left at tau =
+    1.
 
     The cosine schedule of Nichol and Dhariwal 2021 (arXiv 2102.09672), cut before beta becomes infinite.
     Raises `UserError` unless `0 < alpha_1 < 1`.

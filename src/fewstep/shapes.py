@@ -8,7 +8,9 @@ def times_of(tau: Tensor | float, x: Tensor) -> Tensor:
     """The times as a tensor `(batch,)` in the dtype and on the device of `x`; a single time is repeated."""
     tau = torch.as_tensor(tau, dtype=x.dtype, device=x.device)
     if tau.ndim > 1 or (tau.ndim == 1 and tau.shape[0] not in (1, x.shape[0])):
-        raise ValueError(f"times of shape {tuple(tau.shape)} for a batch of {x.shape[0]}: give one time or one per item")
+        raise ValueError(
+            f"times of shape {tuple(tau.shape)} for a batch of {x.shape[0]}: give one time or one per item"
+        )
     return tau.expand(x.shape[0])
 
 

@@ -5,6 +5,7 @@ Both clocks run from 0 (data) to 1 (noise): `tau` and `s` on the diffusion clock
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -54,11 +55,13 @@ class LogitNormal(TimeLaw):
 
 @dataclass(frozen=True, kw_only=True)
 class TimePairs:
-    """The law of `(r, t)`, `r <= t`: two independent times in order, r set to t for all but `frac_r_below_t` of the items.
+    """The law of `(r, t)`, `r <= t`: two independent times in order, r set to t for all but `frac_r_below_t` of the
+    items.
 
     With `atom_t_1 > 0`, t is set to 1 for that share of the items, so that `u(z, 1, 1)` is trained to be the denoiser
     (the logit-normal laws never reach 1). Both shares lie in [0, 1]. The share is named after what it counts because
-    "ratio" means opposite things in the public Mean Flow code bases. Source: Geng et al. (arXiv 2505.13447), section 4.3.
+    "ratio" means opposite things in the public Mean Flow code bases. Source: Geng et al. (arXiv 2505.13447), section
+    4.3.
     """
 
     first: TimeLaw = LogitNormal()
@@ -139,7 +142,7 @@ def even_times(steps: int) -> Tensor:
 
 def given_times(times: tuple[float, ...]) -> Tensor:
     """The given times in float64. Raises `UserError` unless they decrease strictly from 1 to 0."""
-    decreasing = all(a > b for a, b in zip(times[:-1], times[1:], strict=True))
+    decreasing = all(a > b for a, b in pairwise(times))
     if len(times) < 2 or times[0] != 1 or times[-1] != 0 or not decreasing:
         raise UserError(f"a grid of times decreases strictly from 1 to 0, for example 1,0.6,0.2,0; not {times}")
     return torch.tensor(times, dtype=torch.float64)

@@ -1,10 +1,12 @@
 """The model of mean-based diffusion: a network that predicts `E[x_0 | x_tau]`."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
 from fewstep.models.base import ModelConfig, NetworkPosteriorModel
+from fewstep.networks.base import Network
 from fewstep.posterior import DiracPosterior
 from fewstep.scaling import EpsilonScaling, Scaling
 from fewstep.schedule import Schedule, VPSchedule
@@ -12,7 +14,8 @@ from fewstep.shapes import times_of
 
 
 class Denoiser(NetworkPosteriorModel):
-    """`model(x_tau, tau)` is a point mass at `E[x_0 | x_tau] = offset + scale E[w | x_tau]`; through `Ancestral` it is DDPM.
+    """`model(x_tau, tau)` is a point mass at `E[x_0 | x_tau] = offset + scale E[w | x_tau]`; through `Ancestral` it is
+    DDPM.
 
     The network sees `x_tau` and the time tau. With the epsilon scaling it predicts the noise, and the mean is Tweedie's
     formula (eq. 17); with the identity scaling it predicts the data.
@@ -29,7 +32,7 @@ class Denoiser(NetworkPosteriorModel):
     @property
     def config(self) -> "DenoiserConfig":
         """What rebuilds this model, if its network has a `config`."""
-        return DenoiserConfig(network=self.network.config, schedule=self.schedule, scaling=self.scaling)
+        return DenoiserConfig(network=cast(Network, self.network).config, schedule=self.schedule, scaling=self.scaling)
 
 
 @dataclass(frozen=True, kw_only=True)

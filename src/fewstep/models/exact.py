@@ -17,7 +17,8 @@ from fewstep.shapes import flat, times_of
 class MixtureLaw(Posterior):
     """A batch of Gaussian mixtures as a posterior, `x_0` of the dtype of `x_tau`.
 
-    Draws are differentiable in `x_tau` and in the noise for the component that was drawn; the choice of the component is not.
+    Draws are differentiable in `x_tau` and in the noise for the component that was drawn; the choice of the component
+    is not.
     """
 
     mixture: GaussianMixture

@@ -1,11 +1,13 @@
 """STMD's model: a Mean Flow of the posterior, `u(z_t, r, t | x_tau, tau)` (eq. 20)."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from fewstep.models.base import ModelConfig, NetworkPosteriorModel
+from fewstep.networks.base import Network
 from fewstep.posterior import FlowPosterior
 from fewstep.scaling import IdentityScaling, Scaling
 from fewstep.schedule import Schedule, VPSchedule
@@ -15,8 +17,8 @@ from fewstep.shapes import times_of
 class PosteriorFlow(NetworkPosteriorModel):
     """`model(x_tau, tau)` is the law of `x_0 = offset + scale (z - u(z, 0, 1 | x_tau, tau))`, z ~ N(0, I) (eq. 20).
 
-    The network sees `z` and `x_tau` concatenated on axis 1 and the three times `(t, t - r, tau)`, as the paper found best.
-    With the identity scaling this is the paper's model. `PosteriorFlow(network, schedule, scaling, item_shape)`.
+    The network sees `z` and `x_tau` concatenated on axis 1 and the three times `(t, t - r, tau)`, as the paper found
+    best. With the identity scaling this is the paper's model. `PosteriorFlow(network, schedule, scaling, item_shape)`.
     """
 
     def u(self, z: Tensor, r: Tensor, t: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
@@ -29,7 +31,9 @@ class PosteriorFlow(NetworkPosteriorModel):
     @property
     def config(self) -> "PosteriorFlowConfig":
         """What rebuilds this model, if its network has a `config`."""
-        return PosteriorFlowConfig(network=self.network.config, schedule=self.schedule, scaling=self.scaling)
+        return PosteriorFlowConfig(
+            network=cast(Network, self.network).config, schedule=self.schedule, scaling=self.scaling
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """What every network is: `network(x, times, cond=None) -> tensor`, built from a frozen config.
 
-`x` is what the model concatenated on axis 1: `inputs` items of shape `item_shape`; `times` is `(batch, k)` with entries in
-[0, 1]; `cond` are class labels `(batch,)` where the config has `num_classes > 0`. The result has the shape of one item.
-Every network admits forward-mode differentiation in `x` and `times`.
+`x` is what the model concatenated on axis 1: `inputs` items of shape `item_shape`; `times` is `(batch, k)` with entries
+in [0, 1]; `cond` are class labels `(batch,)` where the config has `num_classes > 0`. The result has the shape of one
+item. Every network admits forward-mode differentiation in `x` and `times`.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,7 @@
 """The embedding of several times (and a class), mixed by a residual MLP.
 
-Each time in [0, 1] becomes sines and cosines of geometrically spaced frequencies. The frequencies stay low: a derivative
-in time is taken through them, and feeding `1000 t` to the usual embedding costs two digits of its accuracy.
+Each time in [0, 1] becomes sines and cosines of geometrically spaced frequencies. The frequencies stay low: a
+derivative in time is taken through them, and feeding `1000 t` to the usual embedding costs two digits of its accuracy.
 """
 
 import math
@@ -30,8 +30,8 @@ class ResidualBlock(nn.Module):
 class TimesEmbedding(nn.Module):
     """`(batch, times)` in [0, 1], and labels `(batch,)` if there are classes -> `(batch, out)`.
 
-    `features` sines and cosines per time with frequencies from `1` to `max_frequency` (radians per unit of time), a linear
-    map to `width`, `blocks` residual blocks, a linear map to `out`.
+    `features` sines and cosines per time with frequencies from `1` to `max_frequency` (radians per unit of time), a
+    linear map to `width`, `blocks` residual blocks, a linear map to `out`.
     """
 
     frequencies: Tensor

@@ -11,7 +11,7 @@ from fewstep.errors import UserError
 from fewstep.flow import conditional_velocity, interpolate, mean_flow_target
 from fewstep.models.posterior_flow import PosteriorFlow
 from fewstep.objectives.base import Batch, Loss, Objective, adaptive_weight, squared_error
-from fewstep.times import TimeLaw, TimePairs, Uniform
+from fewstep.times import LogitNormal, TimeLaw, TimePairs, Uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,19 +19,23 @@ class STMD(Objective):
     """`|| u_theta(z_t, r, t | x_tau, tau) - sg( v_c - (t - r) du_theta/dt ) ||^2` with `(x_tau, tau)` held (eq. 22).
 
     Algorithm 1: `x_0 ~ data`, `tau ~ tau_law`, `x_tau = alpha x_0 + sigma eps'`, `eps ~ N(0, I)` independent of eps',
-    `(r, t) ~ time_pairs`, `z_t = (1 - t) w + t eps`, w the data in the model's scaling.
+    `(r, t)` by their law, `z_t = (1 - t) w + t eps`, w the data in the model's scaling.
 
-    - `adaptive_power` p >= 0 and `adaptive_constant` c: weight `1 / sg(||.||^2 + c)^p` (eq. 73); 0 is no weight. The weight
-      looks at the residual of the single draw, and so moves the minimiser off the conditional mean.
+    - `t_law`, `r_law`, `frac_r_below_t`, `atom_t_1`: the law of `(r, t)`, as in `times.TimePairs`.
+    - `adaptive_power` p >= 0 and `adaptive_constant` c: weight `1 / sg(||.||^2 + c)^p` (eq. 73); 0 is no weight. The
+      weight looks at the residual of the single draw, and so moves the minimiser off the conditional mean.
     - `tangent`: `conditional` puts `v_c` into du/dt (the paper), `own` the model's `u(z, t, t)`, which varies less and
       costs one more evaluation.
 
-    Reconstructed, because the paper's text has lost them: the law of tau (uniform), the logit-normal's (-0.4, 1), half of
-    the items with r < t, p = 0.75 and c = 1e-3 (the last two are those of Geng et al., arXiv 2505.13447).
+    Reconstructed, because the paper's text has lost them: the law of tau (uniform), the logit-normal's (-0.4, 1), half
+    of the items with r < t, p = 0.75 and c = 1e-3 (the last two are those of Geng et al., arXiv 2505.13447).
     """
 
     tau_law: TimeLaw = Uniform()
-    time_pairs: TimePairs = TimePairs()
+    t_law: TimeLaw = LogitNormal()
+    r_law: TimeLaw = LogitNormal()
+    frac_r_below_t: float = 0.5
+    atom_t_1: float = 0.0
     adaptive_power: float = 0.75
     adaptive_constant: float = 1e-3
     tangent: Literal["conditional", "own"] = "conditional"
@@ -39,6 +43,14 @@ class STMD(Objective):
     def __post_init__(self) -> None:
         if self.adaptive_power < 0 or self.adaptive_constant <= 0:
             raise UserError("the adaptive weight needs a power of at least 0 and a constant above 0")
+        _ = self.time_pairs  # checks the shares
+
+    @property
+    def time_pairs(self) -> TimePairs:
+        """The law of `(r, t)`."""
+        return TimePairs(
+            first=self.t_law, second=self.r_law, frac_r_below_t=self.frac_r_below_t, atom_t_1=self.atom_t_1
+        )
 
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         x_0 = batch["x_0"]

@@ -1,10 +1,11 @@
 """Algorithm 2: draw `x_0` from the posterior, step through the bridge, repeat.
 
-One loop, every posterior: with an exact posterior it has the exact law at every number of steps; with a point mass at the
-mean it is DDPM; with a Mean Flow of the posterior it is STMD.
+One loop, every posterior: with an exact posterior it has the exact law at every number of steps; with a point mass at
+the mean it is DDPM; with a Mean Flow of the posterior it is STMD.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -30,7 +31,8 @@ class State:
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
-    """`x_0 ~ q(x_0 | x_tau)`, then `x_s ~ p(x_s | x_0, x_tau)`, along `1 = tau_N > ... > tau_0 = 0` (eq. 18, Algorithm 2).
+    """`x_0 ~ q(x_0 | x_tau)`, then `x_s ~ p(x_s | x_0, x_tau)`, along `1 = tau_N > ... > tau_0 = 0` (eq. 18, Algorithm
+    2).
 
     `Ancestral(steps, flow_steps=1)`: N outer and M inner steps, NFE = N M. `grid` cuts the diffusion clock, `flow_grid`
     (times from 1 down to 0) the flow clock. `kernel` is the bridge (19) or the number c in [0, 1] of the family in
@@ -68,7 +70,7 @@ class Ancestral(Sampler):
     def _walk(self, model: PosteriorModel, x: Tensor, generator: Source, keep: bool = False) -> list[State]:
         times = self.grid(self.steps, model.schedule).to(device=x.device)
         states: list[State] = []
-        for tau, s in zip(times[:-1], times[1:], strict=True):
+        for tau, s in pairwise(times):
             # the times stay in float64 for the closed forms; a network casts them to the dtype of x
             posterior = model(x, tau)
             x_0 = posterior.sample(flow_steps=self.flow_steps, flow_grid=self.flow_grid, generator=generator)

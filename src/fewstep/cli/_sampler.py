@@ -1,0 +1,54 @@
+"""Flags that replace fields of a model's default sampler."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from fewstep.errors import UserError
+from fewstep.samplers.ancestral import Ancestral
+from fewstep.samplers.base import Sampler
+from fewstep.times import CustomGrid, Grid, LogSNRGrid, UniformGrid
+
+_GRIDS: dict[str, Grid] = {"uniform": UniformGrid(), "log-snr": LogSNRGrid()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerFlags:
+    """What is left out is as the model's default sampler has it."""
+
+    steps: int | None = None
+    """N: steps on the diffusion clock."""
+    flow_steps: int | None = None
+    """M: steps on the flow clock for each draw; NFE = N M."""
+    grid: str | None = None
+    """Times of the steps: uniform, log-snr, or a list such as 1,0.6,0.2,0."""
+    kernel: str | None = None
+    """bridge (the reverse SDE), or c of the kernel family: 0 re-noising ... 1 DDIM."""
+
+
+def override(sampler: Sampler | None, flags: SamplerFlags) -> Ancestral:
+    """The sampler with the flags' values in place of its own. Raises `UserError` where they do not fit."""
+    ancestral = sampler if isinstance(sampler, Ancestral) else Ancestral()
+    changes: dict[str, object] = {}
+    if flags.grid is not None:
+        changes["grid"] = _grid(flags.grid)
+        if flags.steps is None and flags.grid not in _GRIDS:
+            changes["steps"] = flags.grid.count(",")
+    if flags.kernel is not None:
+        changes["kernel"] = "bridge" if flags.kernel == "bridge" else _number(flags.kernel, "--kernel")
+    for name in ("steps", "flow_steps"):
+        if getattr(flags, name) is not None:
+            changes[name] = getattr(flags, name)
+    return dataclasses.replace(ancestral, **changes)  # type: ignore[arg-type]
+
+
+def _grid(text: str) -> Grid:
+    if text in _GRIDS:
+        return _GRIDS[text]
+    return CustomGrid(times=tuple(_number(part, "--grid") for part in text.split(",")))
+
+
+def _number(text: str, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"{flag}: {text!r} is neither a number nor a name it knows; see --help") from error

@@ -1,0 +1,22 @@
+"""Where `x_0` comes from: `dataset.train(root).batch(n, generator)`. One file, one data set."""
+
+from fewstep.datasets.arrays import Arrays
+from fewstep.datasets.base import Dataset, Examples, TensorExamples
+from fewstep.datasets.digits import Digits
+from fewstep.datasets.images import Images
+from fewstep.datasets.mixtures import T2, MixtureDataset, MixtureExamples, Ring
+from fewstep.datasets.mnist import MNIST
+
+__all__ = [
+    "MNIST",
+    "T2",
+    "Arrays",
+    "Dataset",
+    "Digits",
+    "Examples",
+    "Images",
+    "MixtureDataset",
+    "MixtureExamples",
+    "Ring",
+    "TensorExamples",
+]

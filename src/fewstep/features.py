@@ -1,0 +1,80 @@
+"""The feature extractor of the Frechet distance: a small classifier, trained by the command that needs it, and kept.
+
+The training is deterministic on a CPU (up to the rounding of its kernels), so the same data gives the same classifier;
+its accuracy and the hash of its weights go into every result, because distances in different features cannot be
+compared.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch.nn.functional import cross_entropy
+
+from fewstep.configuration import to_config
+from fewstep.datasets.base import Dataset
+from fewstep.files import CHECKSUMS, read_checked, write_folder
+from fewstep.networks.classifier import Classifier
+from fewstep.pretrained import tensor_bytes
+
+WEIGHTS = "classifier.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A classifier of a data set, its share of right answers on the test split, and the hash of its weights."""
+
+    classifier: Classifier
+    accuracy: float
+    sha256: str
+
+
+def classifier_of(
+    dataset: Dataset, data: Path | None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Extractor:
+    """The classifier of a labelled image data set, from the cache (`FEWSTEP_CACHE` or ~/.cache/fewstep) or trained now."""
+    key = hashlib.sha256(repr(to_config(dataset)).encode()).hexdigest()[:12]
+    name = type(dataset).__name__.lower()
+    cache = Path(os.environ.get("FEWSTEP_CACHE", Path.home() / ".cache" / "fewstep"))
+    folder = cache / "classifiers" / f"{name}-{key}-{torch.__version__}"
+    classifier = Classifier(dataset.item_shape, dataset.num_classes)
+    if (folder / CHECKSUMS).exists():
+        content = read_checked(folder, WEIGHTS)
+        classifier.load_state_dict(safetensors.torch.load(content))
+    else:
+        classifier = train_classifier(dataset, data, progress)
+        content = tensor_bytes(classifier.state_dict())
+        write_folder(folder, {WEIGHTS: content})
+    classifier.eval().requires_grad_(False)
+    test = dataset.test(data)
+    held_out = test.take(min(test.size or 10_000, 10_000))
+    right = classifier.last(classifier.all_features(held_out["x_0"]).relu()).argmax(1) == held_out["labels"]
+    return Extractor(
+        classifier=classifier, accuracy=right.double().mean().item(), sha256=hashlib.sha256(content).hexdigest()
+    )
+
+
+def train_classifier(
+    dataset: Dataset, data: Path | None, progress: Callable[[int, int], None], steps: int = 1500, batch_size: int = 128
+) -> Classifier:
+    """Adam with a cosine schedule from a fixed seed; images are shifted by up to one pixel, so that edges do not decide."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classifier = Classifier(dataset.item_shape, dataset.num_classes)
+    examples, generator = dataset.train(data), torch.Generator().manual_seed(0)
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for step in range(steps):
+        batch = examples.batch(batch_size, generator)
+        shifts = torch.randint(-1, 2, (2,), generator=generator).tolist()
+        loss = cross_entropy(classifier(torch.roll(batch["x_0"], shifts, dims=(2, 3))), batch["labels"])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        progress(step + 1, steps)
+    return classifier

@@ -1,0 +1,45 @@
+"""Energy distance between two samples and the energy score of a forecast, both unbiased (Gneiting and Raftery 2007, 4.3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.metrics.base import Metric, forecast, two_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyDistance(Metric):
+    """`2 E||X - Y|| - E||X - X'|| - E||Y - Y'||` by U-statistics: 0 in the mean for equal laws, so it can be negative.
+
+    `{"energy_distance": ...}`, in the units of the data. Works through blocks of `block` rows.
+    """
+
+    block: int = 2048
+
+    def __call__(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
+        x, y = two_samples(samples, reference)
+        n, k = len(x), len(y)
+        cross = self._sum(x, y) / (n * k)
+        within = self._sum(x, x) / (n * (n - 1)) + self._sum(y, y) / (k * (k - 1))
+        return {"energy_distance": 2 * cross - within}
+
+    def _sum(self, x: Tensor, y: Tensor) -> float:
+        return sum(torch.cdist(part, y).sum().item() for part in x.split(self.block))
+
+
+@dataclass(frozen=True)
+class EnergyScore(Metric):
+    """`mean_i ||X_i - x|| - 1/2 mean_{i != j} ||X_i - X_j||`, averaged over cases: strictly proper, smaller is better.
+
+    Draws `(m, n, ...)`, cases `(n, ...)`. The second mean leaves out i = j, so that the score does not depend on m.
+    `{"energy_score": ...}`.
+    """
+
+    def __call__(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
+        draws, truth = forecast(samples, reference)
+        m = len(draws)
+        error = (draws - truth).norm(dim=-1).mean()
+        by_case = draws.transpose(0, 1).contiguous()
+        spread = torch.cdist(by_case, by_case).sum(dim=(1, 2)).mean() / (m * (m - 1))
+        return {"energy_score": (error - 0.5 * spread).item()}

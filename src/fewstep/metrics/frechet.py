@@ -1,0 +1,36 @@
+"""Frechet distance between the features of two samples (Heusel et al. 2017, arXiv 1706.08500, eq. 6)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.metrics.base import Metric, two_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrechetDistance(Metric):
+    """`||m_1 - m_2||^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))` of the features, `{"frechet": ...}`.
+
+    `features` maps items `(n, ...)` to vectors `(n, k)`. The trace of the root is the sum of the roots of the
+    eigenvalues of `C_1^(1/2) C_2 C_1^(1/2)`, in float64. Biased upwards by the sample size: compare equal sizes, and
+    with a floor. Raises `UserError` where a sample has no more items than features, because its covariance is then
+    singular.
+    """
+
+    features: Callable[[Tensor], Tensor]
+
+    def __call__(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
+        x, y = two_samples(self.features(samples), self.features(reference))
+        if min(len(x), len(y)) <= x.shape[1]:
+            raise UserError(
+                f"a Frechet distance in {x.shape[1]} features needs more than {x.shape[1]} items of each, "
+                f"not {len(x)} and {len(y)}"
+            )
+        values, vectors = torch.linalg.eigh(x.T.cov())
+        root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+        cross = torch.linalg.eigvalsh(root @ y.T.cov() @ root).clamp_min(0).sqrt().sum()
+        trace = x.var(dim=0).sum() + y.var(dim=0).sum() - 2 * cross
+        return {"frechet": ((x.mean(0) - y.mean(0)).square().sum() + trace).item()}

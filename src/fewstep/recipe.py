@@ -1,0 +1,57 @@
+"""A recipe: one experiment as one frozen value. `dataclasses.replace` makes its variants."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fewstep.datasets.base import Dataset
+from fewstep.errors import UserError
+from fewstep.models.base import ModelConfig
+from fewstep.objectives.base import Objective
+from fewstep.samplers.ancestral import Ancestral
+from fewstep.samplers.base import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """Adam (AdamW where `weight_decay > 0`): learning rate with linear warm-up, then constant or cosine decay to 0.
+
+    `clip_norm` bounds the norm of the gradient; None leaves it alone.
+    """
+
+    lr: float = 5e-4
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.warmup_steps < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
+            raise UserError("an optimiser needs lr > 0, warmup_steps >= 0 and clip_norm > 0 (or None)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Dataset, model, objective, optimiser and budget of one experiment.
+
+    `batch_size` items a step over all processes together; `ema_decay` of the averaged weights, which `ema_warmup` lets
+    grow as (1 + k) / (10 + k) over the first updates k; `sampler` is what the trained model samples with by default.
+    """
+
+    name: str
+    description: str
+    dataset: Dataset
+    model: ModelConfig
+    objective: Objective
+    sampler: Sampler = Ancestral()
+    optimiser: Optimiser = Optimiser()
+    steps: int = 1000
+    batch_size: int = 64
+    ema_decay: float = 0.9995
+    ema_warmup: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or not 0 <= self.ema_decay < 1:
+            raise UserError("a recipe needs steps >= 1, batch_size >= 1 and 0 <= ema_decay < 1")

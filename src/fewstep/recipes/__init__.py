@@ -1,0 +1,24 @@
+"""The experiments that come with the library, one file a data set; every `Recipe` in these files is listed by name."""
+
+import importlib
+import pkgutil
+
+from fewstep.errors import UserError
+from fewstep.recipe import Recipe
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """Every recipe of this folder by its name."""
+    found: dict[str, Recipe] = {}
+    for module in pkgutil.iter_modules(__path__):
+        values = vars(importlib.import_module(f"{__name__}.{module.name}")).values()
+        found |= {value.name: value for value in values if isinstance(value, Recipe)}
+    return dict(sorted(found.items()))
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name. Raises `UserError` with the names there are."""
+    recipes = all_recipes()
+    if name not in recipes:
+        raise UserError(f"no recipe is called {name!r}: there are {', '.join(recipes)}; your own goes in a FILE.py")
+    return recipes[name]

@@ -1,0 +1,176 @@
+"""A run as one self-contained HTML page: pictures, curves, tables and commands."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep import pictures
+from fewstep.datasets.base import Dataset
+from fewstep.draws import item_generators, normal
+from fewstep.evaluation import tables
+from fewstep.files import write_file
+from fewstep.models.base import PosteriorModel
+from fewstep.pretrained import load, sample
+from fewstep.samplers.ancestral import Ancestral
+from fewstep.training.checkpoint import stored_recipe
+from fewstep.training.log import read_log
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #eee; font-variant-numeric: tabular-nums; }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; } figure { margin: 1rem 1.5rem 1rem 0; display: inline-block; }
+figcaption { color: #555; max-width: 40rem; } img { max-width: 100%; image-rendering: pixelated; }
+"""
+
+_TRAJECTORY_STEPS, _TRAJECTORY_DRAWS = 8, 6
+
+
+def write_report(
+    run: Path, *, steps: tuple[int, ...] = (1, 2, 4), n: int = 64, seed: int = 0, data: Path | None = None
+) -> Path:
+    """Write `run/report.html` and return its path. Works from the newest checkpoint, the log and the evaluation."""
+    model, recipe = load(run), stored_recipe(run)
+    flow_steps = model.sampler.flow_steps
+    parts = [f"<h1>{html.escape(recipe.name)}</h1><p>{html.escape(recipe.description)}.</p>", "<h2>Samples</h2>"]
+    for count in steps:
+        x_0 = sample(model, n, steps=count, flow_steps=1, seed=seed)
+        parts.append(_figure(_show(x_0), f"N = {count}, M = 1: {count} network evaluations each"))
+    if flow_steps > 1:
+        x_0 = sample(model, n, seed=seed)
+        count = model.sampler.steps
+        parts.append(
+            _figure(_show(x_0), f"the default, N = {count}, M = {flow_steps}: {count * flow_steps} evaluations")
+        )
+    real = _real(recipe.dataset, n, data)
+    parts.append(_figure(_show(real), "held-out data"))
+    parts.append("<h2>The randomness is kept</h2>")
+    if real.ndim == 4:
+        caption = (
+            f"One trajectory from noise (left) to data. Top row: the state x_tau. Below each state: {_TRAJECTORY_DRAWS} "
+            f"independent draws from q(x_0 | x_tau), M = {flow_steps}. Early states leave everything open; late ones nothing."
+        )
+        parts.append(_figure(_trajectory(model, flow_steps, seed), caption))
+    else:
+        caption = f"Draws from q(x_0 | x_tau) for one x_tau (cross) at each tau, M = {flow_steps}, over the data (grey)"
+        parts.append(_figure(_scatter(model, real, flow_steps, seed), caption))
+    parts += [
+        "<h2>Training</h2>",
+        _figure(_curves(read_log(run)), "Loss as trained, and the raw squared error by t - r"),
+    ]
+    evaluation = run / "evaluation.json"
+    if evaluation.exists():
+        result = json.loads(evaluation.read_text())
+        parts += ["<h2>Measurements</h2>", *(_table(*table) for table in tables(result)), _features(result)]
+    commands = [
+        f"fewstep train {recipe.name} --out {run}",
+        f"fewstep sample {run} --n {n} --steps {steps[-1]} --flow-steps 1 --seed {seed}",
+        f"fewstep evaluate {run}",
+        f"fewstep report {run}",
+    ]
+    parts += ["<h2>Commands</h2>", f"<pre>{html.escape(chr(10).join(commands))}</pre>"]
+    page = f"<!doctype html><meta charset='utf-8'><title>{html.escape(recipe.name)}</title><style>{_STYLE}</style>"
+    write_file(run / "report.html", page + "\n".join(parts) + "\n")
+    return run / "report.html"
+
+
+def _real(dataset: Dataset, n: int, data: Path | None) -> Tensor:
+    test = dataset.test(data)
+    return test.take(min(n, test.size or n))["x_0"]
+
+
+def _show(x_0: Tensor) -> bytes:
+    """A PNG of samples: a grid of images, or points in the plane."""
+    if x_0.ndim == 4:
+        return pictures.png_bytes(pictures.grid(x_0))
+    figure, axes = _figure_of(1, 3.2)
+    points = x_0.flatten(1)
+    axes[0].scatter(points[:, 0], points[:, 1], s=4)
+    axes[0].set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
+    return _png(figure)
+
+
+@torch.no_grad()
+def _trajectory(model: PosteriorModel, flow_steps: int, seed: int) -> bytes:
+    generators = item_generators(1, seed)
+    noise = normal((1, *model.item_shape), generators, like=torch.empty(0))
+    states = Ancestral(_TRAJECTORY_STEPS, flow_steps).trajectory(model, noise, generators)
+    rows = [torch.cat([state.x_tau for state in states]).clamp(-2, 2) / 2]
+    draws = [
+        model(state.x_tau, state.tau).sample((_TRAJECTORY_DRAWS,), flow_steps=flow_steps, generator=generators)
+        for state in states
+    ]
+    rows += [torch.cat([column[i] for column in draws]) for i in range(_TRAJECTORY_DRAWS)]
+    return pictures.png_bytes(pictures.grid(torch.cat(rows), columns=len(states), least=560))
+
+
+@torch.no_grad()
+def _scatter(model: PosteriorModel, real: Tensor, flow_steps: int, seed: int) -> bytes:
+    generator = torch.Generator().manual_seed(seed)
+    taus = (0.8, 0.5, 0.3, 0.1)
+    figure, axes = _figure_of(len(taus), 2.6)
+    for axis, tau in zip(axes, taus, strict=True):
+        at = torch.tensor(tau)
+        alpha, sigma = model.schedule.alpha(at), model.schedule.sigma(at)
+        x_tau = alpha * real[:1] + sigma * torch.randn(real[:1].shape, generator=generator)
+        draws = model(x_tau, tau).sample((300,), flow_steps=flow_steps, generator=generator)[:, 0]
+        axis.scatter(real[:, 0], real[:, 1], s=3, color="0.75")
+        axis.scatter(draws[:, 0], draws[:, 1], s=3)
+        axis.plot(x_tau[:, 0], x_tau[:, 1], "kx")
+        axis.set(title=f"tau = {tau}", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
+    return _png(figure)
+
+
+def _curves(log: list[dict[str, Any]]) -> bytes:
+    figure, axes = _figure_of(2, 3.2, wide=True)
+    log = [line for line in log if "loss" in line]
+    steps = [line["step"] for line in log]
+    axes[0].plot(steps, [line["loss"] for line in log])
+    axes[0].set(xlabel="step", ylabel="loss", yscale="log")
+    for bucket in sorted({name for line in log for name in line["raw_by_bucket"]}):
+        pairs = [(line["step"], line["raw_by_bucket"][bucket]) for line in log if bucket in line["raw_by_bucket"]]
+        axes[1].plot(*zip(*pairs, strict=True), label=bucket)
+    axes[1].set(xlabel="step", ylabel="raw squared error", yscale="log")
+    axes[1].legend(title="t - r (or tau)", fontsize=8)
+    return _png(figure)
+
+
+def _figure_of(columns: int, size: float, wide: bool = False) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * size * (1.4 if wide else 1), size), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _figure(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    text = html.escape(caption)
+    return f"<figure><img alt='{text}' src='data:image/png;base64,{data}'><figcaption>{text}</figcaption></figure>"
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _features(result: dict[str, Any]) -> str:
+    if "features" not in result:
+        return ""
+    f = result["features"]
+    return html.escape(f"Frechet features: {f['extractor']}; accuracy {f['accuracy']:.1%}; sha256 {f['sha256']}")

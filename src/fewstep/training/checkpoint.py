@@ -1,0 +1,145 @@
+"""Checkpoints: folders `step-000001000` that are whole or absent, of which the newest two are kept.
+
+Each is a saved model (EMA weights, `config.json` + `model.safetensors`) that `fewstep.load` reads, and beside it what
+the training needs to go on: `training.safetensors` (weights, optimiser, states of the random generators) and
+`training.json` (step, counts, recipe, alpha(1) and sigma(1)). Every file has its SHA-256 in `checksums.json`. No
+pickle.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from fewstep.configuration import differences, from_config, to_config
+from fewstep.errors import UserError
+from fewstep.files import read_checked, write_folder
+from fewstep.models.base import Model
+from fewstep.pretrained import (
+    CONFIG,
+    WEIGHTS,
+    check_fingerprint,
+    fingerprint,
+    newest_checkpoint,
+    parse_json,
+    pretrained_files,
+    tensor_bytes,
+)
+from fewstep.recipe import Recipe
+
+STATE, TENSORS = "training.json", "training.safetensors"
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while a model is trained."""
+
+    model: Model
+    ema: AveragedModel
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    step: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(run: Path, state: TrainingState, recipe: Recipe, keep: int = 2) -> Path:
+    """Write the state atomically to `run/checkpoints` and remove all but the newest `keep` checkpoints.
+
+    Raises `UserError` that names the newest whole checkpoint where the disk refuses; nothing is lost then.
+    """
+    folder = run / "checkpoints" / f"step-{state.step:09d}"
+    record = {
+        "step": state.step,
+        "skipped": state.skipped,
+        "seconds": state.seconds,
+        "recipe": to_config(recipe),
+        "schedule": fingerprint(state.model.schedule),
+    }
+    files = pretrained_files(_averaged(state.ema), recipe.sampler)
+    files |= {STATE: json.dumps(record, indent=1).encode(), TENSORS: tensor_bytes(_tensors(state))}
+    try:
+        write_folder(folder, files)
+    except OSError as error:
+        last = newest_checkpoint(run)
+        safe = f"the newest whole checkpoint is {last}" if last else "there is no earlier checkpoint"
+        need = sum(map(len, files.values())) / 2**20
+        raise UserError(
+            f"cannot write {folder} ({error.strerror or error}); {safe}; free {need:.0f} MiB and go on with --resume"
+        ) from error
+    for old in sorted(folder.parent.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def restore_checkpoint(folder: Path, state: TrainingState, recipe: Recipe) -> None:
+    """Fill the state from a checkpoint. Raises `UserError` where it is damaged or belongs to another recipe."""
+    record = read_record(folder)
+    check_recipe(record["recipe"], recipe, folder)
+    check_fingerprint(state.model.schedule, record["schedule"], folder)
+    read_checked(folder, CONFIG)
+    averaged = safetensors.torch.load(read_checked(folder, WEIGHTS))
+    tensors = safetensors.torch.load(read_checked(folder, TENSORS))
+    state.model.load_state_dict(_below("weights", tensors))
+    _averaged(state.ema).load_state_dict(averaged)
+    state.ema.n_averaged.copy_(tensors["ema.n_averaged"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _below("optimiser", tensors).items():
+        index, _, field = name.partition(".")
+        moments.setdefault(int(index), {})[field] = value
+    state.optimiser.load_state_dict({**state.optimiser.state_dict(), "state": moments})
+    state.generator.set_state(tensors["random.generator"])
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    state.step, state.skipped, state.seconds = record["step"], record["skipped"], record["seconds"]
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The JSON record of a checkpoint: step, skipped, seconds, recipe, schedule."""
+    return parse_json(read_checked(folder, STATE), folder / STATE)
+
+
+def stored_recipe(run: Path) -> Recipe:
+    """The recipe that a run was trained with."""
+    path = run / "recipe.json"
+    if not path.exists():
+        raise UserError(f"{path} is missing: {run} is not the folder of a run; `fewstep train` makes one")
+    return from_config(parse_json(path.read_bytes(), path), trust_code=True)
+
+
+def check_recipe(stored: dict[str, Any], recipe: Recipe, source: Path) -> None:
+    """`UserError` that lists the differences where the stored recipe is another one."""
+    found = differences(stored, to_config(recipe))
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(
+            f"{source} belongs to another recipe ({'; '.join(found[:3])}{more}): resume with the recipe it was started "
+            "with, or choose another --out"
+        )
+
+
+def _averaged(ema: AveragedModel) -> Model:
+    return ema.module  # type: ignore[return-value]
+
+
+def _tensors(state: TrainingState) -> dict[str, Tensor]:
+    tensors = {f"weights.{name}": value for name, value in state.model.state_dict().items()}
+    for index, values in state.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in values.items()}
+    tensors["ema.n_averaged"] = state.ema.n_averaged
+    tensors["random.generator"] = state.generator.get_state()
+    tensors["random.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}

@@ -1,0 +1,60 @@
+"""A checkpoint in parts: split into files of a bounded size, each with its checksum, and put together again."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from fewstep.errors import UserError
+from fewstep.files import CHECKSUMS, read_checked, write_folder
+from fewstep.pretrained import newest_checkpoint, parse_json
+from fewstep.training.checkpoint import read_record
+
+MANIFEST = "manifest.json"
+
+
+def pack(run: Path, folder: Path, max_file_size: int) -> list[Path]:
+    """Write the newest checkpoint of `run` to `folder` as parts of at most `max_file_size` bytes (from 1 KiB up)."""
+    if max_file_size < 1024:
+        raise UserError(f"parts of {max_file_size} bytes are too small: give at least 1KiB")
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(f"{run} has no checkpoint to pack")
+    if folder.exists():
+        raise UserError(f"{folder} exists: give a folder that does not")
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path in sorted(checkpoint.iterdir()):
+            if path.name != CHECKSUMS:
+                read_checked(checkpoint, path.name)
+            tar.add(path, arcname=path.name)
+    content = archive.getvalue()
+    parts = [content[i : i + max_file_size] for i in range(0, len(content), max_file_size)]
+    names = [f"part-{i:04d}" for i in range(len(parts))]
+    manifest = {"checkpoint": checkpoint.name, "parts": names, "bytes": len(content)}
+    files = dict(zip(names, parts, strict=True)) | {MANIFEST: json.dumps(manifest, indent=1).encode()}
+    largest = max(len(files[MANIFEST]), 100 * len(files))  # the checksums' file is about as long as that
+    if largest > max_file_size:
+        raise UserError(f"{len(parts)} parts need a list of {largest} bytes: give a larger --max-file-size")
+    write_folder(folder, files)
+    return sorted(folder.iterdir())
+
+
+def unpack(folder: Path, run: Path) -> Path:
+    """Put the parts in `folder` together as a checkpoint of `run`; every file is checked before anything is written."""
+    manifest = parse_json(read_checked(folder, MANIFEST), folder / MANIFEST)
+    content = b"".join(read_checked(folder, name) for name in manifest["parts"])
+    target = run / "checkpoints" / str(manifest["checkpoint"])
+    if target.exists():
+        raise UserError(f"{target} exists already: remove it, or unpack to another folder")
+    files: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for member in tar.getmembers():
+            file = tar.extractfile(member)
+            if file is None or "/" in member.name:
+                raise UserError(f"{folder} is no packed checkpoint: {member.name} has no place in one")
+            files[member.name] = file.read()
+    files.pop(CHECKSUMS, None)  # made anew
+    write_folder(target, files)
+    read_record(target)
+    return target
