@@ -1,15 +1,23 @@
 """Problems whose answers are known: mixtures, a linear-Gaussian flow, and small networks in general position."""
 
+import importlib
+import inspect
 import math
+import pkgutil
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
+from torch import Tensor, nn
+
+import fewstep.models
 from fewstep.mixture import GaussianMixture
+from fewstep.models import Model, ModelConfig
 from fewstep.networks import MLPConfig, UNetConfig
 from fewstep.networks.base import Network
 from fewstep.schedule import VPSchedule
-from torch import Tensor, nn
 
 SCHEDULE = VPSchedule()
 TINY_MLP = MLPConfig(width=16, depth=2)
@@ -57,7 +65,9 @@ def ring(modes: int = 8, radius: float = 2.0, std: float = 0.1) -> GaussianMixtu
     """Equal modes on a circle."""
     angles = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
     means = radius * torch.stack([angles.cos(), angles.sin()], dim=1)
-    return GaussianMixture(torch.ones(modes, dtype=torch.float64), means, std**2 * torch.eye(2).double().expand(modes, 2, 2))
+    return GaussianMixture(
+        torch.ones(modes, dtype=torch.float64), means, std**2 * torch.eye(2).double().expand(modes, 2, 2)
+    )
 
 
 def gaussian(mean: Tensor, std: float) -> GaussianMixture:
@@ -126,6 +136,28 @@ def randomise(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module
             noise = torch.randn(parameter.shape, generator=source, dtype=parameter.dtype)
             parameter.add_(scale * noise)
     return module
+
+
+def members(package: ModuleType, family: type) -> list[type]:
+    """Every concrete class of a family, found in the file that defines it."""
+    found = []
+    for file in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        module = importlib.import_module(file.name)
+        classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+        found += [c for c in classes if issubclass(c, family) and not inspect.isabstract(c)]
+    return found
+
+
+def model_for(trained: typing.Callable, dtype: torch.dtype = torch.float64, seed: int = 0) -> Model:
+    """A small model, in general position, of the kind that the argument `model` of this function is annotated with."""
+    wanted = typing.get_type_hints(trained)["model"]
+    for config in members(fewstep.models, ModelConfig):
+        if issubclass(typing.get_type_hints(config.build)["return"], wanted):
+            with seeded(seed):
+                model = config(network=TINY_MLP).build((3,))
+            model.fit(2 * normals(100, 3, seed=seed) + 1)
+            return randomise(model.to(dtype), seed)
+    raise AssertionError(f"no model is a {wanted}: add its config to fewstep.models")
 
 
 def gradients(module: nn.Module) -> Tensor:

@@ -5,9 +5,10 @@ A true law fails one seed in 100 000; a test is worth its name only where a deli
 
 import numpy as np
 import torch
-from fewstep.mixture import GaussianMixture
 from scipy import stats
 from torch import Tensor
+
+from fewstep.mixture import GaussianMixture
 
 ALPHA = 1e-5
 

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch.distributions import Normal
+from torch.testing import assert_close
+
 from fewstep import transition
 from fewstep.bridge import bridge, bridge_c, kernel
 from fewstep.schedule import CosineSchedule, VPSchedule
 from problems import SCHEDULE, doubles, generator, normals, three_modes
 from stats import accepts, ks, rejects, z_tests
-from torch.distributions import Normal
-from torch.testing import assert_close
 
 every_schedule = pytest.mark.parametrize("schedule", [VPSchedule(), CosineSchedule()], ids=str)
 S, TAU = doubles(0.02, 0.3, 0.6, 0.1), doubles(0.9, 0.35, 0.8, 1.0)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from fewstep.draws import Shard, categorical, integers, item_generators, normal, normal_like, split, uniform
 from problems import doubles, generator, generators
 from stats import accepts, chi_square, ks, rejects, z_tests

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from numpy.polynomial.legendre import leggauss
+from torch.testing import assert_close
+
 from fewstep.flow import (
     conditional_velocity,
     flow_map,
@@ -11,9 +14,7 @@ from fewstep.flow import (
     total_derivative,
 )
 from fewstep.times import even_times
-from numpy.polynomial.legendre import leggauss
 from problems import LinearFlow, doubles, gradients, normals, tiny_network
-from torch.testing import assert_close
 
 FLOW = LinearFlow(mean=1.5, std=0.4)
 R, T = doubles(0.0, 0.0, 0.2, 0.3, 0.6, 0.5), doubles(1.0, 0.3, 0.7, 1.0, 0.65, 0.5)  # the last one with r = t

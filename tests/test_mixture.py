@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch.distributions import MultivariateNormal
+from torch.testing import assert_close
+
 from fewstep.errors import UserError
 from fewstep.mixture import GaussianMixture
 from problems import SCHEDULE, doubles, generator, normals, ring, t2, tau_of, three_modes
 from stats import accepts, chi_square, ks, mean_and_covariance, rejects
-from torch.distributions import MultivariateNormal
-from torch.testing import assert_close
 
 A, GAM, Y = doubles(1, 0.5)[None], doubles(0.25)[None], doubles(0.5)
 X_TAU = doubles(0.4, -0.7)[None]
@@ -16,7 +17,6 @@ X_TAU = doubles(0.4, -0.7)[None]
 def printed(actual, *expected, digits=8):
     """Equal to the last printed digit."""
     assert_close(actual.flatten(), doubles(*expected), rtol=0, atol=0.51 * 10**-digits)
-
 
 
 def test_t2_moments():

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
+
 from fewstep.errors import UserError
 from fewstep.models import MeanOnly, MixturePosterior
 from fewstep.posterior import DiracPosterior, FlowPosterior, ParticlePosterior, score
 from fewstep.scaling import GaussianScaling
 from problems import SCHEDULE, LinearFlow, doubles, gaussian, generator, generators, normals, t2, tau_of
 from stats import accepts, chi_square, ks, mean_and_covariance, rejects
-from torch.testing import assert_close
 
 FLOW = LinearFlow(mean=0.7, std=0.4)
 TAU = doubles(0.2, 0.5, 0.9)

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.testing import assert_close
+
 from fewstep import transition
 from fewstep.errors import UserError
 from fewstep.models import PosteriorFlow
 from fewstep.scaling import EpsilonScaling, GaussianScaling, IdentityScaling
 from problems import SCHEDULE, doubles, gaussian, generator, normals
 from stats import accepts, ks, rejects, z_tests
-from torch import nn
-from torch.testing import assert_close
 
 TAUS = doubles(1e-6, 0.01, 0.3, 0.7, 1.0)
 MEAN, STD = doubles(1.0, -0.5), 0.6

@@ -5,12 +5,13 @@ from decimal import Decimal, localcontext
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
+from torch.testing import assert_close
+
 from fewstep import transition
 from fewstep.errors import UserError
 from fewstep.schedule import CosineSchedule, VPSchedule
-from jaxtyping import TypeCheckError
 from problems import doubles
-from torch.testing import assert_close
 
 SCHEDULES = [VPSchedule(), VPSchedule(0.5, 0.5), CosineSchedule(), CosineSchedule(0.1)]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from scipy.stats import norm, uniform
+from torch.testing import assert_close
+
 from fewstep.errors import UserError
 from fewstep.schedule import CosineSchedule, VPSchedule
 from fewstep.times import CustomGrid, LogitNormal, LogSNRGrid, TimePairs, Uniform, UniformGrid
 from problems import doubles, generator
-from scipy.stats import norm, uniform
 from stats import accepts, ks, rejects, share
-from torch.testing import assert_close
 
 LIKE = torch.empty((), dtype=torch.float64)
 N = 40_000
@@ -28,7 +29,7 @@ def logit_normal_cdf(mean, std):
         (LogitNormal(), logit_normal_cdf(-0.4, 1.0), logit_normal_cdf(-0.4, 1.2**0.5)),
         (LogitNormal(mean=-2.0, std=2.0), logit_normal_cdf(-2.0, 2.0), logit_normal_cdf(-1.9, 2.0)),
     ],
-    ids=str,
+    ids=["default-uniform", "uniform", "default-logit-normal", "logit-normal"],
 )
 def test_laws_of_one_time(law, right, wrong):
     t = law.sample(N, generator(0), LIKE)

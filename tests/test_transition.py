@@ -1,16 +1,17 @@
 """The forward transition: a semigroup of Gaussian kernels."""
 
+import pytest
 import torch
-from fewstep import transition
-from fewstep.schedule import CosineSchedule, VPSchedule
-from problems import SCHEDULE, doubles, generator, normals
-from pytest import mark
 from scipy.stats import norm
-from stats import accepts, ks, rejects
 from torch.distributions import Normal
 from torch.testing import assert_close
 
-every_schedule = mark.parametrize("schedule", [VPSchedule(), CosineSchedule()], ids=str)
+from fewstep import transition
+from fewstep.schedule import CosineSchedule, VPSchedule
+from problems import SCHEDULE, doubles, generator, normals
+from stats import accepts, ks, rejects
+
+every_schedule = pytest.mark.parametrize("schedule", [VPSchedule(), CosineSchedule()], ids=str)
 S, Q, TAU = doubles(0.0, 0.1, 0.4), doubles(0.1, 0.4, 0.5), doubles(0.3, 0.9, 1.0)
 
 

@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
+from typing import cast
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def _count(labels: np.ndarray) -> int:
 class _Stored:
     """An array in a file: its header has been read and fits, its numbers have not."""
 
-    stream: IO[bytes]
+    stream: BufferedIOBase
     shape: tuple[int, ...]
 
     def read(self) -> np.ndarray:
@@ -102,6 +103,7 @@ def _opened(path: Path) -> Iterator[dict[str, _Stored]]:
     try:
         with path.open("rb") as file:
             start = file.read(6)
+            file.seek(0)
             if start == np.lib.format.MAGIC_PREFIX:
                 yield {"x_0": _stored("x_0", file, path.stat().st_size)}
             elif start.startswith(b"PK"):
@@ -120,16 +122,22 @@ def _members(archive: zipfile.ZipFile) -> dict[str, _Stored]:
     names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     if "x_0" not in names:
         raise UserError(f"holds {', '.join(names) or 'nothing'}, expected x_0 and perhaps labels: rename the arrays")
-    files = {name: f"{name}.npy" for name in ("x_0", "labels") if name in names}
-    return {name: _stored(name, archive.open(file), archive.getinfo(file).file_size) for name, file in files.items()}
+    infos = {name: archive.getinfo(f"{name}.npy") for name in ("x_0", "labels") if name in names}
+    return {
+        name: _stored(name, cast(BufferedIOBase, archive.open(info)), info.file_size) for name, info in infos.items()
+    }
 
 
-def _stored(name: str, stream: IO[bytes], length: int) -> _Stored:
-    stream.seek(0)
+def _stored(name: str, stream: BufferedIOBase, length: int) -> _Stored:
     version = np.lib.format.read_magic(stream)
     if version not in HEADERS:
         raise UserError(f"{name} has format version {version}, expected (1, 0) or (2, 0): save plain numbers")
-    shape, _, dtype = HEADERS[version](stream)
+    try:
+        shape, _, dtype = HEADERS[version](stream)
+    except Exception as error:  # numpy evaluates the header: a broken one raises what Python's parser does
+        raise UserError(
+            f"{name} has a broken header, shape and type expected ({one_line(error)}): save it again"
+        ) from error
     _check_kind(name, shape, dtype)
     expected = stream.tell() + math.prod(shape) * dtype.itemsize
     if length != expected:

@@ -219,8 +219,10 @@ def _check_labels(name: str, labels: Tensor, n: int, num_classes: int) -> None:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UserError(f"{name}: labels are {labels.dtype}: give integers")
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
+    if low < 0:
+        raise UserError(f"{name}: labels in {low} .. {high}, expected none below 0: number the classes from 0")
+    if high >= num_classes:
         raise UserError(
-            f"{name}: labels in {low} .. {high} for num_classes = {num_classes}: number the classes from 0, "
+            f"{name}: labels in {low} .. {high}, expected below num_classes = {num_classes}: number the classes from 0, "
             f"or give num_classes = {high + 1}"
         )

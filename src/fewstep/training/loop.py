@@ -66,14 +66,17 @@ class Outcome:
 class LossModule(nn.Module):
     """Model and objective as one module, because this is what data-parallel training has to wrap."""
 
-    def __init__(self, model: Model, objective: Objective):
+    def __init__(self, model: Model, objective: Objective, precision: Literal["no", "bf16"] = "no"):
         super().__init__()
         self.model = model
         self.objective = objective
+        self.precision = precision
 
     def forward(self, batch: Batch, source: Source) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The fields of the objective's `Loss`."""
-        loss = self.objective(self.model, batch, source)
+        # not accelerate's own mixed precision, which is fixed once for a whole process
+        with torch.autocast(batch["x_0"].device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.objective(self.model, batch, source)
         return loss.per_sample, loss.raw, loss.logs
 
 
@@ -85,7 +88,7 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=options.precision)
+    accelerator = Accelerator(cpu=options.device == "cpu")
     rank, count = accelerator.process_index, accelerator.num_processes
     _check_folder(recipe, options)
     if accelerator.is_main_process:
@@ -101,7 +104,7 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
     model = recipe.model.build(recipe.dataset.item_shape)
     model.fit(examples.take(min(examples.size or 10_000, 10_000))["x_0"])
     optimiser = make_optimiser(model, recipe.optimiser)
-    module, wrapped = accelerator.prepare(LossModule(model, recipe.objective), optimiser)
+    module, wrapped = accelerator.prepare(LossModule(model, recipe.objective, options.precision), optimiser)
     ema = AveragedModel(model, multi_avg_fn=ema_update(recipe.ema_decay, recipe.ema_warmup))
     generator = torch.Generator().manual_seed(recipe.seed)
     state = TrainingState(model=model, ema=ema, optimiser=optimiser, generator=generator)
