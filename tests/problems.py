@@ -148,16 +148,17 @@ def members(package: ModuleType, family: type) -> list[type]:
     return found
 
 
-def model_for(trained: typing.Callable, dtype: torch.dtype = torch.float64, seed: int = 0) -> Model:
-    """A small model, in general position, of the kind that the argument `model` of this function is annotated with."""
-    wanted = typing.get_type_hints(trained)["model"]
+def models_for(function: typing.Callable, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Model]:
+    """Small models, in general position, of every kind that fits the annotation of this function's argument `model`."""
+    wanted, models = typing.get_type_hints(function)["model"], []
     for config in members(fewstep.models, ModelConfig):
         if issubclass(typing.get_type_hints(config.build)["return"], wanted):
             with seeded(seed):
                 model = config(network=TINY_MLP).build((3,))
             model.fit(2 * normals(100, 3, seed=seed) + 1)
-            return randomise(model.to(dtype), seed)
-    raise AssertionError(f"no model is a {wanted}: add its config to fewstep.models")
+            models.append(randomise(model.to(dtype), seed))
+    assert models, f"no model is a {wanted}: give it a config in fewstep.models"
+    return models
 
 
 def gradients(module: nn.Module) -> Tensor:

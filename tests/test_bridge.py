@@ -79,6 +79,9 @@ def test_the_bridge_is_a_member_of_the_family(schedule):
         assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     _, ddim = kernel(X_0, X_TAU, S, TAU, schedule, 1.0)
     assert (ddim == 0).all()
+    number, each = (kernel(X_0, X_TAU, S, TAU, schedule, c) for c in (0.6, torch.full_like(S, 0.6)))
+    assert_close(number, each)
+    assert_close(number[1][:, 0], 0.8 * schedule.sigma(S))  # 3, 4, 5
 
 
 def test_one_time_is_that_time_for_every_item():

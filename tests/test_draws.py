@@ -65,6 +65,15 @@ def test_categorical_frequencies_of_each_item():
         assert rejects(chi_square(draws[:, i], probabilities[1 - i]))
 
 
+@pytest.mark.parametrize(("number", "index"), [(0.0, 1), (1 - 2**-53, 2)])
+def test_an_index_of_weight_zero_is_not_drawn_at_the_ends(number, index, monkeypatch):
+    """The least and the greatest uniform number find the first and the last index that has a weight."""
+    monkeypatch.setattr(
+        "fewstep.draws.uniform", lambda shape, *_, like, **__: torch.full(shape, number, dtype=like.dtype)
+    )
+    assert (categorical(doubles(0.0, 0.3, 0.7, 0.0).log().expand(3, 4), None) == index).all()
+
+
 def test_generators_of_neighbouring_items_are_independent():
     """The first numbers of consecutive items are normal and uncorrelated; correlated ones are rejected."""
     x = normal((20_000,), item_generators(20_000, seed=7), like=LIKE)

@@ -92,6 +92,16 @@ def test_the_derivative_in_time_survives_float32():
     assert relative_error(1e4) > 2e-5
 
 
+def test_times_become_points_on_circles():
+    """Sines and cosines: the features have constant length, turn with the time, and do not repeat in [0, 1]."""
+    embedding, features = TimesEmbedding(2, 8, features=16).double(), []
+    embedding.into.register_forward_pre_hook(lambda _, arguments: features.append(arguments[0]))
+    times = torch.rand(50, 2, generator=generator(0), dtype=torch.float64)
+    embedding(times)
+    assert_close(features[0].square().sum(1), torch.full((50,), 16.0).double())
+    assert (torch.pdist(features[0]) > 0.5 * torch.pdist(times)).all()
+
+
 def test_a_config_rebuilds_its_network():
     network = MLPConfig(width=8, depth=1).build((2,), inputs=1, times=1)
     again = network.config.build((2,), inputs=1, times=1)

@@ -34,7 +34,10 @@ def from_config(data: Any, trust_code: bool = False) -> Any:
     unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
     if unknown:
         raise UserError(f"{cls.__name__} has no field {', '.join(unknown)}: written by another version of fewstep?")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UserError(f"{cls.__name__} cannot be made from its configuration: {error}") from error
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
@@ -55,8 +58,10 @@ def _resolve(name: Any, trust_code: bool) -> type:
         )
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{name} cannot be found: written by another version of fewstep?") from error
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{name} cannot be found: another version of fewstep, or a file of yours not in PYTHONPATH?"
+        ) from error
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)) or (not trust_code and cls.__module__ != module):
         raise UserError(f"{name} is not a configuration class")
     return cls

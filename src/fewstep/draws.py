@@ -60,7 +60,8 @@ def integers(high: int, shape: tuple[int, ...], source: Source, *, axis: int = 0
 
 def categorical(log_weights: Tensor, source: Source, shape: tuple[int, ...] = ()) -> Tensor:
     """Indices `(*shape, batch)` drawn with probabilities proportional to `exp(log_weights)`, `(batch, n)`."""
-    cumulative = log_weights.double().softmax(-1).cumsum(-1)
+    log_weights = log_weights.double()
+    cumulative = (log_weights - log_weights.amax(-1, keepdim=True)).exp().cumsum(-1)
     batch = log_weights.shape[0]
     u = uniform((*shape, batch), source, axis=len(shape), like=cumulative).reshape(-1, batch)
     index = torch.searchsorted(cumulative, (u * cumulative[:, -1]).T.contiguous(), right=True)

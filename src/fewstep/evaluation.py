@@ -18,9 +18,11 @@ from torch import Tensor
 from fewstep import transition
 from fewstep.datasets.base import Dataset
 from fewstep.draws import item_generators
+from fewstep.errors import UserError
 from fewstep.features import classifier_of
 from fewstep.metrics import EnergyDistance, EnergyScore, FrechetDistance, Metric, SlicedWasserstein, SpreadSkill
 from fewstep.models.base import EvaluationCounter, PosteriorModel
+from fewstep.posterior import FlowPosterior
 from fewstep.pretrained import sample
 
 Progress = Callable[[str], None]
@@ -38,6 +40,14 @@ class EvaluationPlan:
     draws: int = 16
     seed: int = 0
     batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        if min(*self.steps, *self.flow_steps, self.pairs, self.batch_size, self.n or 1) < 1 or self.n == 0:
+            raise UserError("n, steps, flow steps, pairs and batch size count from 1 up")
+        if self.draws < 2:
+            raise UserError("the spread of draws needs at least 2 of them")
+        if not all(0 < tau <= 1 for tau in self.taus):
+            raise UserError(f"the times tau lie above 0 and not above 1, not {self.taus}")
 
 
 def evaluate(
@@ -128,8 +138,6 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
 
 def uses_flow(model: PosteriorModel) -> bool:
     """Whether flow steps mean anything to the model: whether its posterior is carried by a flow."""
-    from fewstep.posterior import FlowPosterior
-
     like = next(model.parameters(), torch.empty(0))
     return isinstance(model(torch.zeros(1, *model.item_shape, device=like.device), 1.0), FlowPosterior)
 

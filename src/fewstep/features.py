@@ -6,7 +6,6 @@ compared.
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from torch.nn.functional import cross_entropy
 
 from fewstep.configuration import to_config
 from fewstep.datasets.base import Dataset
-from fewstep.files import CHECKSUMS, read_checked, write_folder
+from fewstep.files import CHECKSUMS, cache_folder, read_checked, write_folder
 from fewstep.networks.classifier import Classifier
 from fewstep.pretrained import tensor_bytes
 
 WEIGHTS = "classifier.safetensors"
+CLASSIFIER_STEPS = 1500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,12 @@ def classifier_of(
     dataset: Dataset, data: Path | None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Extractor:
     """The classifier of a labelled image data set, from the cache (`FEWSTEP_CACHE` or ~/.cache/fewstep) or trained now."""
-    key = hashlib.sha256(repr(to_config(dataset)).encode()).hexdigest()[:12]
+    train = dataset.train(data)
+    some = train.take(min(train.size or 256, 256))
+    content = repr((to_config(dataset), CLASSIFIER_STEPS, torch.__version__)).encode() + some["x_0"].numpy().tobytes()
+    key = hashlib.sha256(content).hexdigest()[:12]
     name = type(dataset).__name__.lower()
-    cache = Path(os.environ.get("FEWSTEP_CACHE", Path.home() / ".cache" / "fewstep"))
-    folder = cache / "classifiers" / f"{name}-{key}-{torch.__version__}"
+    folder = cache_folder() / "classifiers" / f"{name}-{key}"
     classifier = Classifier(dataset.item_shape, dataset.num_classes)
     if (folder / CHECKSUMS).exists():
         content = read_checked(folder, WEIGHTS)
@@ -59,7 +61,11 @@ def classifier_of(
 
 
 def train_classifier(
-    dataset: Dataset, data: Path | None, progress: Callable[[int, int], None], steps: int = 1500, batch_size: int = 128
+    dataset: Dataset,
+    data: Path | None,
+    progress: Callable[[int, int], None],
+    steps: int = CLASSIFIER_STEPS,
+    batch_size: int = 128,
 ) -> Classifier:
     """Adam with a cosine schedule from a fixed seed; images are shifted by up to one pixel, so that edges do not decide."""
     with torch.random.fork_rng(devices=[]):

@@ -12,6 +12,11 @@ CHECKSUMS = "checksums.json"
 PARTIAL = ".partial-"
 
 
+def cache_folder() -> Path:
+    """Where downloads and trained classifiers are kept: FEWSTEP_CACHE, or .cache/fewstep in the home folder."""
+    return Path(os.environ.get("FEWSTEP_CACHE") or "~/.cache/fewstep").expanduser()
+
+
 def write_file(path: Path, content: bytes | str) -> None:
     """Write one file atomically: a reader sees the old content or the new, never a part. The folder is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +33,11 @@ def write_file(path: Path, content: bytes | str) -> None:
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files with their SHA-256 sums atomically: it appears whole or not at all.
 
-    A folder of that name is replaced. Raises `OSError` (a full disk, say) with nothing left behind.
+    A folder of that name that this function wrote is replaced; any other is left alone with a `UserError`. Raises
+    `OSError` (a full disk, say) with the old folder in its place.
     """
+    if folder.exists() and not (folder / CHECKSUMS).exists():
+        raise UserError(f"{folder} exists and is not a saved model or checkpoint: give a folder that does not exist")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(PARTIAL + folder.name)
     shutil.rmtree(partial, ignore_errors=True)
@@ -39,9 +47,7 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
         for name, content in {**files, CHECKSUMS: json.dumps(sums, indent=1).encode()}.items():
             _write_flushed(partial / name, content)
         _flush_folder(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -52,7 +58,7 @@ def read_checked(folder: Path, name: str) -> bytes:
     """The content of a file of such a folder. Raises `UserError` where it is missing or differs from its checksum."""
     content, sums = _read(folder / name), _read(folder / CHECKSUMS)
     try:
-        expected = json.loads(sums)[name]
+        expected = str(json.loads(sums)[name])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CHECKSUMS} is damaged: it has no checksum of {name}; restore the folder") from error
     found = hashlib.sha256(content).hexdigest()
@@ -77,6 +83,21 @@ def _read(path: Path) -> bytes:
         raise UserError(
             f"{path} is missing; give the folder of a trained model, as `fewstep train` writes it"
         ) from error
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    old = folder.with_name(f".replaced-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    try:
+        partial.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
 
 
 def _write_flushed(path: Path, content: bytes) -> None:

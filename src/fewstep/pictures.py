@@ -37,8 +37,8 @@ def png_bytes(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def npz_bytes(**arrays: np.ndarray) -> bytes:
-    """A compressed npz file."""
+def npz_bytes(x_0: np.ndarray) -> bytes:
+    """A compressed npz file that holds the array under the name x_0."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, x_0=x_0)
     return buffer.getvalue()

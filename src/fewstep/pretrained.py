@@ -34,11 +34,18 @@ def load(folder: str | Path, *, device: str = "cpu", trust_code: bool = False) -
     missing or damaged, where the schedule no longer gives the alpha(1) and sigma(1) that the model was trained with, or
     where the configuration names code outside fewstep and `trust_code` is not set.
     """
+    check_device(device)
     folder = newest_checkpoint(Path(folder)) or Path(folder)
     config = parse_json(read_checked(folder, CONFIG), folder / CONFIG)
+    missing = [key for key in ("model", "item_shape", "schedule", "sampler") if key not in config]
+    if missing:
+        raise UserError(f"{folder / CONFIG} lacks {', '.join(missing)}: it is not a model that fewstep saved")
     model = from_config(config["model"], trust_code).build(tuple(config["item_shape"]))
     check_fingerprint(model.schedule, config["schedule"], folder)
-    model.load_state_dict(safetensors.torch.load(read_checked(folder, WEIGHTS)))
+    try:
+        model.load_state_dict(safetensors.torch.load(read_checked(folder, WEIGHTS)))
+    except RuntimeError as error:
+        raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {str(error).splitlines()[-1].strip()}") from error
     model.sampler = from_config(config["sampler"], trust_code)
     return model.eval().requires_grad_(False).to(device)
 
@@ -112,6 +119,14 @@ def check_fingerprint(schedule: Schedule, expected: dict[str, float], source: Pa
         )
 
 
+def check_device(device: str) -> None:
+    """`UserError` where torch has no such device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"there is no device {device!r} here ({str(error).splitlines()[0]}); use cpu") from error
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run folder, or None where it has none."""
     checkpoints = sorted((run / "checkpoints").glob("step-*"))
@@ -121,6 +136,9 @@ def newest_checkpoint(run: Path) -> Path | None:
 def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     """The JSON object in a file's content, or a `UserError` that names the file."""
     try:
-        return json.loads(content)
+        value = json.loads(content)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore the file") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; restore the file")
+    return value

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from fewstep import pictures
+from fewstep.configuration import differences, to_config
 from fewstep.datasets.base import Dataset
 from fewstep.draws import item_generators, normal
 from fewstep.evaluation import tables
 from fewstep.files import write_file
 from fewstep.models.base import PosteriorModel
 from fewstep.pretrained import load, sample
+from fewstep.recipe import Recipe
+from fewstep.recipes import all_recipes
 from fewstep.samplers.ancestral import Ancestral
 from fewstep.training.checkpoint import stored_recipe
 from fewstep.training.log import read_log
@@ -34,10 +37,16 @@ _TRAJECTORY_STEPS, _TRAJECTORY_DRAWS = 8, 6
 
 
 def write_report(
-    run: Path, *, steps: tuple[int, ...] = (1, 2, 4), n: int = 64, seed: int = 0, data: Path | None = None
+    run: Path,
+    *,
+    steps: tuple[int, ...] = (1, 2, 4),
+    n: int = 64,
+    seed: int = 0,
+    data: Path | None = None,
+    trust_code: bool = False,
 ) -> Path:
     """Write `run/report.html` and return its path. Works from the newest checkpoint, the log and the evaluation."""
-    model, recipe = load(run), stored_recipe(run)
+    model, recipe = load(run, trust_code=trust_code), stored_recipe(run, trust_code)
     flow_steps = model.sampler.flow_steps
     parts = [f"<h1>{html.escape(recipe.name)}</h1><p>{html.escape(recipe.description)}.</p>", "<h2>Samples</h2>"]
     for count in steps:
@@ -70,7 +79,7 @@ def write_report(
         result = json.loads(evaluation.read_text())
         parts += ["<h2>Measurements</h2>", *(_table(*table) for table in tables(result)), _features(result)]
     commands = [
-        f"fewstep train {recipe.name} --out {run}",
+        f"{_train_command(recipe)} --out {run}",
         f"fewstep sample {run} --n {n} --steps {steps[-1]} --flow-steps 1 --seed {seed}",
         f"fewstep evaluate {run}",
         f"fewstep report {run}",
@@ -79,6 +88,17 @@ def write_report(
     page = f"<!doctype html><meta charset='utf-8'><title>{html.escape(recipe.name)}</title><style>{_STYLE}</style>"
     write_file(run / "report.html", page + "\n".join(parts) + "\n")
     return run / "report.html"
+
+
+def _train_command(recipe: Recipe) -> str:
+    """The command that trains this recipe again: the named one with what was changed as flags."""
+    named = all_recipes().get(recipe.name)
+    changes = differences(to_config(named), to_config(recipe)) if named else ["class"]
+    if any("class" in change for change in changes):
+        return "fewstep train FILE.py"
+    pairs = [change.split(": ", 1) for change in changes]
+    flags = [f"--{path.replace('_', '-')} {change.split(' -> ')[1]}" for path, change in pairs]
+    return " ".join([f"fewstep train {recipe.name}", *flags])
 
 
 def _real(dataset: Dataset, n: int, data: Path | None) -> Tensor:
@@ -92,8 +112,11 @@ def _show(x_0: Tensor) -> bytes:
         return pictures.png_bytes(pictures.grid(x_0))
     figure, axes = _figure_of(1, 3.2)
     points = x_0.flatten(1)
-    axes[0].scatter(points[:, 0], points[:, 1], s=4)
-    axes[0].set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
+    if points.shape[1] == 1:
+        axes[0].hist(points[:, 0].numpy(), bins=40)
+    else:
+        axes[0].scatter(points[:, 0], points[:, 1], s=4)
+        axes[0].set(aspect="equal")
     return _png(figure)
 
 
@@ -116,15 +139,22 @@ def _scatter(model: PosteriorModel, real: Tensor, flow_steps: int, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     taus = (0.8, 0.5, 0.3, 0.1)
     figure, axes = _figure_of(len(taus), 2.6)
+    real = real.flatten(1)
+    bound = 1.3 * real.abs().max().item()
     for axis, tau in zip(axes, taus, strict=True):
         at = torch.tensor(tau)
         alpha, sigma = model.schedule.alpha(at), model.schedule.sigma(at)
         x_tau = alpha * real[:1] + sigma * torch.randn(real[:1].shape, generator=generator)
         draws = model(x_tau, tau).sample((300,), flow_steps=flow_steps, generator=generator)[:, 0]
+        if real.shape[1] == 1:
+            axis.hist([real[:, 0].numpy(), draws[:, 0].numpy()], bins=30, density=True, color=["0.75", "C0"])
+            axis.axvline(x_tau.item(), color="k")
+            axis.set(title=f"tau = {tau}", xlim=(-bound, bound))
+            continue
         axis.scatter(real[:, 0], real[:, 1], s=3, color="0.75")
         axis.scatter(draws[:, 0], draws[:, 1], s=3)
         axis.plot(x_tau[:, 0], x_tau[:, 1], "kx")
-        axis.set(title=f"tau = {tau}", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
+        axis.set(title=f"tau = {tau}", xlim=(-bound, bound), ylim=(-bound, bound), aspect="equal")
     return _png(figure)
 
 

@@ -7,12 +7,16 @@ from torch.testing import assert_close
 import fewstep.objectives
 from fewstep.draws import Shard
 from fewstep.objectives import STMD, Denoising, Objective
-from problems import generator, generators, gradients, members, model_for, normals
+from problems import generator, generators, gradients, members, models_for, normals
 
 OBJECTIVES = members(fewstep.objectives, Objective)
 FIELD_OF_THE_BATCH = "drift"  # objectives in files of this name use a statistic of the batch
 BATCH = {"x_0": normals(8, 3, seed=0)}
 every_objective = pytest.mark.parametrize("objective", [cls() for cls in OBJECTIVES], ids=lambda o: type(o).__name__)
+
+
+def model_of(objective):
+    return models_for(type(objective).__call__)[0]
 
 
 def test_the_family_is_found():
@@ -21,7 +25,7 @@ def test_the_family_is_found():
 
 @every_objective
 def test_losses_are_per_item_finite_and_not_negative(objective):
-    loss = objective(model_for(type(objective).__call__), BATCH, generator(0))
+    loss = objective(model_of(objective), BATCH, generator(0))
     for numbers in (loss.per_sample, loss.raw, *loss.logs.values()):
         assert numbers.shape == (8,)
         assert numbers.isfinite().all()
@@ -32,7 +36,7 @@ def test_losses_are_per_item_finite_and_not_negative(objective):
 
 @every_objective
 def test_every_parameter_has_a_finite_gradient(objective):
-    model = model_for(type(objective).__call__)
+    model = model_of(objective)
     objective(model, BATCH, generator(0)).per_sample.mean().backward()
     found = gradients(model)
     assert found.isfinite().all()
@@ -41,7 +45,7 @@ def test_every_parameter_has_a_finite_gradient(objective):
 
 @every_objective
 def test_the_seed_decides(objective):
-    model = model_for(type(objective).__call__)
+    model = model_of(objective)
     losses = [objective(model, BATCH, generator(seed)).per_sample for seed in (0, 0, 1)]
     assert torch.equal(losses[0], losses[1])
     assert not torch.equal(losses[0], losses[2])
@@ -51,7 +55,7 @@ def test_the_seed_decides(objective):
 def test_the_loss_of_an_item_does_not_see_the_batch(objective):
     if FIELD_OF_THE_BATCH in type(objective).__module__:
         pytest.skip("its field is a statistic of the batch")
-    model = model_for(type(objective).__call__)
+    model = model_of(objective)
     whole = objective(model, BATCH, generators(*range(8)))
     for i in range(8):
         alone = objective(model, {"x_0": BATCH["x_0"][i : i + 1]}, generators(i))
@@ -64,7 +68,7 @@ def test_the_loss_of_an_item_does_not_see_the_batch(objective):
 def test_two_processes_see_the_halves_of_one_batch(objective):
     if FIELD_OF_THE_BATCH in type(objective).__module__:
         pytest.skip("its field is a statistic of the batch")
-    model = model_for(type(objective).__call__)
+    model = model_of(objective)
     whole = objective(model, BATCH, generator(0)).per_sample
     for rank, half in enumerate((slice(0, 4), slice(4, 8))):
         source = Shard(generator=generator(0), rank=rank, count=2)
@@ -75,5 +79,5 @@ def test_two_processes_see_the_halves_of_one_batch(objective):
 @every_objective
 def test_the_global_stream_is_left_alone(objective):
     before = torch.get_rng_state()
-    objective(model_for(type(objective).__call__), BATCH, generator(0))
+    objective(model_of(objective), BATCH, generator(0))
     assert torch.equal(torch.get_rng_state(), before)

@@ -6,22 +6,18 @@ from torch.testing import assert_close
 
 import fewstep.samplers
 from fewstep.draws import item_generators, normal
-from fewstep.models import MixturePosterior
+from fewstep.models import MixturePosterior, PosteriorModel
 from fewstep.samplers import Ancestral, Sampler
-from problems import SCHEDULE, generator, members, model_for, normals, ring
+from problems import SCHEDULE, generator, members, models_for, normals, ring
 
 SAMPLERS = members(fewstep.samplers, Sampler)
 EXACT = MixturePosterior(ring(), SCHEDULE)
 
 
 def models(sampler):
-    """A small network of the kind that the sampler asks for and, where that kind is a posterior, the exact one."""
-    model = model_for(type(sampler).__call__, dtype=torch.float32)
-    return [model, EXACT] if sampler_takes_posteriors(model) else [model]
-
-
-def sampler_takes_posteriors(model):
-    return isinstance(model, fewstep.models.PosteriorModel)
+    """Small networks of every kind that the sampler takes and, where it takes posteriors, the exact one."""
+    found = models_for(type(sampler).__call__, dtype=torch.float32)
+    return [*found, EXACT] if any(isinstance(model, PosteriorModel) for model in found) else found
 
 
 CASES = [(sampler, model) for sampler in (cls() for cls in SAMPLERS) for model in models(sampler)]

@@ -1,6 +1,7 @@
 """The command `fewstep`. One file, one command: its docstring is its help, its `run(arguments)` does the work."""
 
 import importlib
+import os
 import pkgutil
 import sys
 import traceback
@@ -25,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in commands:
             raise UserError(f"no command is called {argv[0]!r}: there are {', '.join(commands)}")
         return importlib.import_module(f"{__name__}.{argv[0]}").run(argv[1:])
+    except BrokenPipeError:  # the reader of our output has had enough, as in `fewstep recipes | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (UserError, OSError) as error:
         if debug:
             traceback.print_exc()

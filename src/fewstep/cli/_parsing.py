@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import re
+import sys
+from pathlib import Path
 from typing import TypeVar
 
 from fewstep.errors import UserError
@@ -41,6 +43,12 @@ def parse(form: type[T], arguments: list[str], command: str, description: str, d
             os.environ["COLUMNS"] = width
 
 
+def allow_code_here(trust_code: bool) -> None:
+    """With `trust_code`, classes of Python files in the working directory can be imported, as they were for training."""
+    if trust_code:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def parse_duration(text: str) -> float:
     """Seconds of a duration such as 90s, 10m or 1h30m. Raises `UserError` on anything else."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
@@ -51,4 +59,5 @@ def parse_duration(text: str) -> float:
 
 def _one_line(box: str) -> str:
     rows = [line.strip("│╭╮╰╯─ \n") for line in box.splitlines()]
-    return " ".join(row for row in rows[1:] if row and not row.startswith("For full helptext")).rstrip(".")
+    said = [row for row in rows[1:] if row.strip("-+| ") and not row.startswith("For full helptext")]
+    return " ".join(row.strip("| ") for row in said).rstrip(".")

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.cli._parsing import parse
+from fewstep.cli._parsing import allow_code_here, parse
 from fewstep.files import write_file
 
 
@@ -48,6 +48,8 @@ class Flags:
     """The JSON file; RUN/evaluation.json if left out."""
     device: str = "cpu"
     """cpu, or cuda where there is a GPU."""
+    trust_code: bool = False
+    """Load a run whose classes are not part of fewstep: runs their code."""
 
 
 def run(arguments: list[str]) -> int:
@@ -58,8 +60,9 @@ def run(arguments: list[str]) -> int:
     from fewstep.pretrained import load
     from fewstep.training.checkpoint import stored_recipe
 
-    model = load(flags.run, device=flags.device)
-    recipe = stored_recipe(flags.run)
+    allow_code_here(flags.trust_code)
+    model = load(flags.run, device=flags.device, trust_code=flags.trust_code)
+    recipe = stored_recipe(flags.run, flags.trust_code)
     shared = ("n", "steps", "flow_steps", "taus", "pairs", "draws", "seed", "batch_size")
     plan = EvaluationPlan(**{name: getattr(flags, name) for name in shared})
     result = {"recipe": recipe.name, **evaluate(model, recipe.dataset, plan, flags.data, progress=_say)}

@@ -8,10 +8,11 @@ commands that make it all again. One file, pictures included, no network needed.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from fewstep.cli._parsing import parse
+from fewstep.cli._parsing import allow_code_here, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,14 @@ class Flags:
     """Folder of the run."""
     steps: tuple[int, ...] = (1, 2, 4)
     """Numbers of steps N of the sample grids."""
-    n: int = 64
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """Samples in each grid."""
     seed: int = 0
     """Seed of the samples."""
     data: Path | None = None
     """Folder of the data sets; FEWSTEP_DATA if left out."""
+    trust_code: bool = False
+    """Load a run whose classes are not part of fewstep: runs their code."""
 
 
 def run(arguments: list[str]) -> int:
@@ -36,6 +39,9 @@ def run(arguments: list[str]) -> int:
 
     from fewstep.report import write_report
 
-    path = write_report(flags.run, steps=flags.steps, n=flags.n, seed=flags.seed, data=flags.data)
+    allow_code_here(flags.trust_code)
+    path = write_report(
+        flags.run, steps=flags.steps, n=flags.n, seed=flags.seed, data=flags.data, trust_code=flags.trust_code
+    )
     sys.stdout.write(f"written to {path}\n")
     return 0

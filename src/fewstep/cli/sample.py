@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from fewstep.cli._parsing import parse
+from fewstep.cli._parsing import allow_code_here, parse
 from fewstep.cli._sampler import SamplerFlags, override
 from fewstep.errors import UserError
 from fewstep.files import write_file
@@ -50,6 +50,7 @@ def run(arguments: list[str]) -> int:
     flags = parse(Flags, arguments, "sample", __doc__)
     if flags.n < 1:
         raise UserError(f"--n counts samples from 1 up, not {flags.n}")
+    allow_code_here(flags.trust_code)
     model = load(flags.run, device=flags.device, trust_code=flags.trust_code)
     sampler = override(model.sampler, flags)
     out = flags.out or flags.run / "samples"

@@ -6,7 +6,7 @@ writes checkpoints and a log to the folder --out; a run that was stopped goes on
 accelerate launch --num_processes 2 -m fewstep train RECIPE.
 """
 
-import runpy
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,13 @@ _SHARED = ("data", "resume", "device", "precision", "checkpoint_every", "log_eve
 def _from_file(path: Path) -> Recipe:
     if not path.exists():
         raise UserError(f"{path} does not exist: give a recipe's name or a Python file with a variable recipe")
-    recipe = runpy.run_path(str(path)).get("recipe")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} cannot be imported: give a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # so that its classes have names by which they can be found again
+    spec.loader.exec_module(module)
+    recipe = vars(module).get("recipe")
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path} has no variable `recipe` that is a fewstep.recipe.Recipe")
     return recipe

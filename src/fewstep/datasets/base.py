@@ -3,7 +3,7 @@
 An example is `x_0`, float32: an image `(channels, height, width)` in [-1, 1] or a vector `(d,)`; where the data have
 labels, an int64 label in `0 .. num_classes - 1` goes with it. Files are looked for in `<root>/<name>/`, where the root
 is the one that was given, else the environment variable FEWSTEP_DATA; without a root they are downloaded to a cache
-(FEWSTEP_CACHE, else the user's cache folder) and checked.
+(FEWSTEP_CACHE, else .cache/fewstep in the home folder) and checked.
 """
 
 import os
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.draws import Source, integers
 from fewstep.errors import UserError
+from fewstep.files import cache_folder
 
 
 class Examples(ABC):
@@ -156,7 +157,7 @@ def locate(root: Path | None, name: str, url: str, md5: str) -> Path:
         return folder / file
     import pooch
 
-    cache = Path(os.environ.get("FEWSTEP_CACHE") or pooch.os_cache("fewstep")).expanduser() / name
+    cache = cache_folder() / name
     try:
         return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", fname=file, path=cache))
     except (OSError, ValueError) as error:  # no network, no such page, no room; other bytes

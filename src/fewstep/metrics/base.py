@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.shapes import flat
 
 
 class Metric(ABC):
@@ -28,7 +29,7 @@ def two_samples(samples: Tensor, reference: Tensor, at_least: int = 2) -> tuple[
         )
     if min(len(samples), len(reference)) < at_least:
         raise UserError(f"a distance between samples needs at least {at_least} items of each")
-    return samples.flatten(1).double(), reference.flatten(1).double()
+    return flat(samples).double(), flat(reference).double()
 
 
 def forecast(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,6 +38,6 @@ def forecast(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         raise UserError(
             f"draws {tuple(samples.shape)} are (m, *cases) for cases {tuple(reference.shape)}: they do not fit"
         )
-    if len(samples) < 2:
-        raise UserError("a forecast needs at least 2 draws for each case")
-    return samples.flatten(2).double(), reference.flatten(1).double()
+    if len(samples) < 2 or len(reference) < 1:
+        raise UserError("a forecast needs at least 1 case, and at least 2 draws for each")
+    return samples.reshape(*samples.shape[:2], -1).double(), flat(reference).double()

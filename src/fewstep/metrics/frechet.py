@@ -29,8 +29,8 @@ class FrechetDistance(Metric):
                 f"a Frechet distance in {x.shape[1]} features needs more than {x.shape[1]} items of each, "
                 f"not {len(x)} and {len(y)}"
             )
-        values, vectors = torch.linalg.eigh(x.T.cov())
+        values, vectors = torch.linalg.eigh(torch.atleast_2d(x.T.cov()))
         root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-        cross = torch.linalg.eigvalsh(root @ y.T.cov() @ root).clamp_min(0).sqrt().sum()
+        cross = torch.linalg.eigvalsh(root @ torch.atleast_2d(y.T.cov()) @ root).clamp_min(0).sqrt().sum()
         trace = x.var(dim=0).sum() + y.var(dim=0).sum() - 2 * cross
         return {"frechet": ((x.mean(0) - y.mean(0)).square().sum() + trace).item()}

@@ -12,8 +12,9 @@ from fewstep.metrics.base import Metric, two_samples
 class SlicedWasserstein(Metric):
     """`sqrt(mean over directions of W2^2 of the projections)`, `{"sliced_w2": ...}` in the units of the data.
 
-    The directions are uniform on the sphere, `projections` of them, the same for every call with the same `seed`.
-    (Bonneel et al. 2015.) A sample of size n against another of the same law is not at 0: compare with a floor.
+    The directions are uniform on the sphere, `projections` of them, the same for every call with the same `seed`
+    (Bonneel et al. 2015). Exact for samples of equal sizes; else both quantile functions are read at the levels of the
+    larger one. A sample of n items against another of the same law is not at 0: compare with a floor.
     """
 
     projections: int = 256

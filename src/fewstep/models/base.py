@@ -17,7 +17,7 @@ from fewstep.schedule import Schedule
 class Model(nn.Module, ABC):
     """A network (or closed form), its schedule, and the shape of one item.
 
-    `sampler` is the default sampler that a saved model carries; `config`, where there is one, rebuilds the model.
+    `sampler` is the default sampler that a saved model carries.
     """
 
     sampler: Any = None
@@ -31,6 +31,11 @@ class Model(nn.Module, ABC):
     def evaluated(self) -> nn.Module:
         """The module of which one call is one function evaluation: the network where there is one."""
         return self
+
+    @property
+    def config(self) -> "ModelConfig":
+        """What rebuilds the model. Raises `UserError` where nothing does: such a model cannot be saved."""
+        raise UserError(f"{type(self).__name__} has no configuration to rebuild it from, so it cannot be saved")
 
     def fit(self, x_0: Tensor) -> None:
         """Measure on data `(n, ...)` what the model stores of it, before training."""

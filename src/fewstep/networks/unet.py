@@ -55,6 +55,7 @@ class UNet(Network):
         for module in list(self.unet.modules()):
             if isinstance(module, Attention):
                 module.set_processor(AttnProcessor())
+                module.upcast_softmax = False  # to float32 it would be, which is down where the network is in float64
         _replace_group_norms(self.unet)
         self.embedding = TimesEmbedding(
             times,

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-from fewstep.datasets.mnist import MNIST
+from fewstep.datasets import MNIST
 from fewstep.models import DenoiserConfig, PosteriorFlowConfig
 from fewstep.networks.unet import MNIST_UNET
 from fewstep.objectives import STMD, Denoising
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.samplers import Ancestral
+from fewstep.scaling import GaussianScaling
 
 mnist_stmd = Recipe(
     name="mnist-stmd",
@@ -20,6 +21,14 @@ mnist_stmd = Recipe(
     steps=150_000,
     batch_size=64,
     ema_decay=0.9995,
+)
+
+mnist_stmd_scaled = replace(
+    mnist_stmd,
+    name="mnist-stmd-scaled",
+    description="mnist-stmd with Gaussian scaling and no adaptive weight, as for the digits",
+    model=PosteriorFlowConfig(network=MNIST_UNET, scaling=GaussianScaling()),
+    objective=STMD(adaptive_power=0.0),
 )
 
 mnist_ddpm = replace(

@@ -106,12 +106,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     return parse_json(read_checked(folder, STATE), folder / STATE)
 
 
-def stored_recipe(run: Path) -> Recipe:
-    """The recipe that a run was trained with."""
+def stored_recipe(run: Path, trust_code: bool = False) -> Recipe:
+    """The recipe that a run was trained with; classes outside fewstep are imported only with `trust_code`."""
     path = run / "recipe.json"
     if not path.exists():
         raise UserError(f"{path} is missing: {run} is not the folder of a run; `fewstep train` makes one")
-    return from_config(parse_json(path.read_bytes(), path), trust_code=True)
+    return from_config(parse_json(path.read_bytes(), path), trust_code)
 
 
 def check_recipe(stored: dict[str, Any], recipe: Recipe, source: Path) -> None:

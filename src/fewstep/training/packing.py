@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.files import CHECKSUMS, read_checked, write_folder
 from fewstep.pretrained import newest_checkpoint, parse_json
-from fewstep.training.checkpoint import read_record
+from fewstep.training.checkpoint import STATE, TENSORS
 
 MANIFEST = "manifest.json"
 
@@ -44,7 +45,10 @@ def unpack(folder: Path, run: Path) -> Path:
     """Put the parts in `folder` together as a checkpoint of `run`; every file is checked before anything is written."""
     manifest = parse_json(read_checked(folder, MANIFEST), folder / MANIFEST)
     content = b"".join(read_checked(folder, name) for name in manifest["parts"])
-    target = run / "checkpoints" / str(manifest["checkpoint"])
+    name = str(manifest["checkpoint"])
+    if not re.fullmatch(r"step-\d{9}", name):
+        raise UserError(f"{folder} is no packed checkpoint: it calls itself {name!r}, expected step- and nine digits")
+    target = run / "checkpoints" / name
     if target.exists():
         raise UserError(f"{target} exists already: remove it, or unpack to another folder")
     files: dict[str, bytes] = {}
@@ -55,6 +59,7 @@ def unpack(folder: Path, run: Path) -> Path:
                 raise UserError(f"{folder} is no packed checkpoint: {member.name} has no place in one")
             files[member.name] = file.read()
     files.pop(CHECKSUMS, None)  # made anew
+    if not {STATE, TENSORS} <= set(files):
+        raise UserError(f"{folder} is no packed checkpoint: it lacks {STATE} or {TENSORS}")
     write_folder(target, files)
-    read_record(target)
     return target
