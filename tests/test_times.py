@@ -51,13 +51,17 @@ def test_pairs_are_ordered_independent_times():
     assert rejects(ks(t, smaller))
 
 
-def test_pairs_of_two_laws():
-    """The smaller of a uniform and a logit-normal time: `1 - (1 - F)(1 - G)`."""
-    pairs = TimePairs(first=Uniform(low=0.0), second=LogitNormal(), frac_r_below_t=1.0)
-    r, _ = pairs.sample(N, generator(2), LIKE)
+@pytest.mark.parametrize("sort", [True, False])
+def test_pairs_of_two_laws(sort):
+    """r is the smaller of both: `1 - (1 - F)(1 - G)`. t is the larger of both, `F G`, or as its law has it, G = uniform."""
+    pairs = TimePairs(t_law=Uniform(low=0.0), r_law=LogitNormal(), sort=sort, frac_r_below_t=1.0)
+    r, t = pairs.sample(N, generator(2), LIKE)
     cdf = logit_normal_cdf(-0.4, 1.0)
     assert accepts(ks(r, lambda x: 1 - (1 - x) * (1 - cdf(x))))
     assert rejects(ks(r, lambda x: 1 - (1 - cdf(x)) ** 2))
+    larger, uniform = (lambda x: x * cdf(x)), (lambda x: x)
+    assert accepts(ks(t, larger if sort else uniform))
+    assert rejects(ks(t, uniform if sort else larger))
 
 
 @pytest.mark.parametrize("atom", [0.0, 0.1, 1.0])

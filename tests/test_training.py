@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from tiny import COUNT, Poisoned, tiny_recipe
 
 import fewstep
 from fewstep import files
@@ -18,6 +17,7 @@ from fewstep.recipe import Optimiser
 from fewstep.training import TrainingOptions, train
 from fewstep.training.log import BUCKETS, Averages, read_log
 from fewstep.training.loop import ema_update, learning_rate
+from tiny import COUNT, Poisoned, tiny_recipe
 
 
 def options(out, **changes) -> TrainingOptions:
@@ -73,7 +73,7 @@ def test_the_loaded_model_has_the_averaged_weights_and_the_measured_data(tmp_pat
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     train(tiny_recipe(), options(tmp_path))
-    with pytest.raises(UserError, match="already holds a run .*--resume"):
+    with pytest.raises(UserError, match=r"already holds a run .*--resume"):
         train(tiny_recipe(), options(tmp_path))
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
@@ -69,7 +71,12 @@ def categorical(log_weights: Tensor, source: Source, shape: tuple[int, ...] = ()
 
 
 def split(source: Source, sizes: list[int]) -> list[Source]:
-    """The sources of consecutive chunks of a batch: one generator serves all chunks in turn, a sequence is cut."""
+    """The sources of consecutive chunks of a batch: one generator serves all chunks in turn, a sequence is cut.
+
+    Raises `UserError` for several chunks of a `Shard`: the joint batch, not this process's part, would have to be cut.
+    """
+    if isinstance(source, Shard) and len(sizes) > 1:
+        raise UserError("a batch shared among processes cannot be cut into chunks: give one generator per item instead")
     if isinstance(source, Sequence):
         edges = np.cumsum([0, *sizes]).tolist()
         return [source[a:b] for a, b in pairwise(edges)]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from fewstep.errors import UserError
 
@@ -68,7 +67,7 @@ class VPSchedule(Schedule):
         return self.beta_min + (self.beta_max - self.beta_min) * tau
 
     def tau_at(self, log_snr: Times) -> Times:
-        integral = softplus(-log_snr)  # int_0^tau beta = log(1 + 1/SNR)
+        integral = torch.logaddexp(torch.zeros_like(log_snr), -log_snr)  # int_0^tau beta = log(1 + 1/SNR)
         slope = self.beta_max - self.beta_min
         return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral).sqrt())
 

@@ -7,13 +7,13 @@ import signal
 import time
 
 import pytest
-from test_training import assert_same_bits, options, weights
-from tiny import tiny_recipe
 
 from fewstep import files
 from fewstep.pretrained import newest_checkpoint
 from fewstep.training import train
 from fewstep.training.checkpoint import read_record
+from test_training import assert_same_bits, options, weights
+from tiny import tiny_recipe
 
 FORK = multiprocessing.get_context("fork")
 RECIPE = tiny_recipe(steps=150)

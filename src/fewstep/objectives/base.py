@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.draws import Source
+from fewstep.errors import UserError
 from fewstep.shapes import flat
 
 Batch = dict[str, Tensor]
@@ -44,3 +45,9 @@ def adaptive_weight(raw: Tensor, power: float, constant: float) -> Tensor:
     if power == 0:
         return torch.ones_like(raw)
     return (raw.detach() + constant) ** -power
+
+
+def check_adaptive_weight(power: float, constant: float) -> None:
+    """`UserError` where the adaptive weight could grow without bound or favour large errors."""
+    if power < 0 or constant <= 0:
+        raise UserError("the adaptive weight needs a power of at least 0 and a constant above 0")

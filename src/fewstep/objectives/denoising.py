@@ -7,7 +7,7 @@ import torch
 from fewstep import transition
 from fewstep.draws import Source
 from fewstep.models.denoiser import Denoiser
-from fewstep.objectives.base import Batch, Loss, Objective, adaptive_weight, squared_error
+from fewstep.objectives.base import Batch, Loss, Objective, adaptive_weight, check_adaptive_weight, squared_error
 from fewstep.times import TimeLaw, Uniform
 
 
@@ -21,6 +21,9 @@ class Denoising(Objective):
     tau_law: TimeLaw = Uniform()
     adaptive_power: float = 0.0
     adaptive_constant: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_adaptive_weight(self.adaptive_power, self.adaptive_constant)
 
     def __call__(self, model: Denoiser, batch: Batch, generator: Source) -> Loss:
         x_0 = batch["x_0"]

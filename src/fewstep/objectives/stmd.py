@@ -7,10 +7,9 @@ import torch
 
 from fewstep import transition
 from fewstep.draws import Source, normal_like
-from fewstep.errors import UserError
 from fewstep.flow import conditional_velocity, interpolate, mean_flow_target
 from fewstep.models.posterior_flow import PosteriorFlow
-from fewstep.objectives.base import Batch, Loss, Objective, adaptive_weight, squared_error
+from fewstep.objectives.base import Batch, Loss, Objective, adaptive_weight, check_adaptive_weight, squared_error
 from fewstep.times import LogitNormal, TimeLaw, TimePairs, Uniform
 
 
@@ -21,7 +20,7 @@ class STMD(Objective):
     Algorithm 1: `x_0 ~ data`, `tau ~ tau_law`, `x_tau = alpha x_0 + sigma eps'`, `eps ~ N(0, I)` independent of eps',
     `(r, t)` by their law, `z_t = (1 - t) w + t eps`, w the data in the model's scaling.
 
-    - `t_law`, `r_law`, `frac_r_below_t`, `atom_t_1`: the law of `(r, t)`, as in `times.TimePairs`.
+    - `t_law`, `r_law`, `sort_times`, `frac_r_below_t`, `atom_t_1`: the law of `(r, t)`, as in `times.TimePairs`.
     - `adaptive_power` p >= 0 and `adaptive_constant` c: weight `1 / sg(||.||^2 + c)^p` (eq. 73); 0 is no weight. The
       weight looks at the residual of the single draw, and so moves the minimiser off the conditional mean.
     - `tangent`: `conditional` puts `v_c` into du/dt (the paper), `own` the model's `u(z, t, t)`, which varies less and
@@ -34,6 +33,7 @@ class STMD(Objective):
     tau_law: TimeLaw = Uniform()
     t_law: TimeLaw = LogitNormal()
     r_law: TimeLaw = LogitNormal()
+    sort_times: bool = True
     frac_r_below_t: float = 0.5
     atom_t_1: float = 0.0
     adaptive_power: float = 0.75
@@ -41,15 +41,18 @@ class STMD(Objective):
     tangent: Literal["conditional", "own"] = "conditional"
 
     def __post_init__(self) -> None:
-        if self.adaptive_power < 0 or self.adaptive_constant <= 0:
-            raise UserError("the adaptive weight needs a power of at least 0 and a constant above 0")
+        check_adaptive_weight(self.adaptive_power, self.adaptive_constant)
         _ = self.time_pairs  # checks the shares
 
     @property
     def time_pairs(self) -> TimePairs:
         """The law of `(r, t)`."""
         return TimePairs(
-            first=self.t_law, second=self.r_law, frac_r_below_t=self.frac_r_below_t, atom_t_1=self.atom_t_1
+            t_law=self.t_law,
+            r_law=self.r_law,
+            sort=self.sort_times,
+            frac_r_below_t=self.frac_r_below_t,
+            atom_t_1=self.atom_t_1,
         )
 
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:

@@ -48,8 +48,8 @@ class Ancestral(Sampler):
     max_batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.flow_steps < 1:
-            raise UserError(f"steps and flow_steps count from 1 up, not {self.steps} and {self.flow_steps}")
+        if not all(isinstance(count, int) and count >= 1 for count in (self.steps, self.flow_steps)):
+            raise UserError(f"steps and flow_steps are whole numbers from 1 up, not {self.steps} and {self.flow_steps}")
         if self.kernel != "bridge" and not 0 <= float(self.kernel) <= 1:
             raise UserError(f"the kernel is 'bridge' or a number c from 0 (re-noising) to 1 (DDIM), not {self.kernel}")
         if self.max_batch is not None and self.max_batch < 1:
