@@ -50,7 +50,9 @@ def draw(figure: Path, samples: dict[tuple[str, int], Tensor], distances: dict[t
     titles = {"draw": "a draw from q(x_0 | x_tau)", "mean": "its mean (DDPM)"}
     for row, kind in enumerate(titles):
         for axis, steps in zip(axes[row], shown, strict=False):
-            axis.hist(samples[kind, steps][:, 0].numpy(), bins=240, range=(-3, 3), density=True, color=f"C{row}", alpha=0.7)
+            axis.hist(
+                samples[kind, steps][:, 0].numpy(), bins=240, range=(-3, 3), density=True, color=f"C{row}", alpha=0.7
+            )
             axis.plot(x, density, "k", lw=0.8)
             axis.set(title=f"{titles[kind]}, N = {steps}", yticks=[], ylim=(0, 1.25), xlim=(-3, 3))
             axis.title.set_fontsize(9)

@@ -82,9 +82,8 @@ def test_a_model_without_a_sampler(tmp_path):
     save_pretrained(model, tmp_path / "model")
     loaded = load(tmp_path / "model")
     assert loaded.sampler is None
-    with pytest.raises(UserError, match="no default sampler"):
-        sample(loaded, 2)
-    assert sample(loaded, 2, sampler=Ancestral(1)).shape == (2, 2)
+    assert torch.equal(sample(loaded, 2, steps=2), sample(loaded, 2, sampler=Ancestral(2)))
+    assert not torch.equal(sample(loaded, 2), sample(loaded, 2, sampler=Ancestral(2)))
 
 
 def test_a_model_without_a_configuration_cannot_be_saved(tmp_path):

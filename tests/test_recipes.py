@@ -109,9 +109,12 @@ def test_budgets_out_of_range(wrong):
         replace(RECIPES["ring-stmd"], **wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"warmup_steps": -1}, {"clip_norm": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}, {"warmup_steps": -1}, {"clip_norm": 0.0}, {"beta_2": 1.0}],
+)
 def test_optimisers_out_of_range(wrong):
-    with pytest.raises(UserError, match="an optimiser needs"):
+    with pytest.raises(UserError, match=r"an optimiser needs|clip_norm is above 0|beta_1 and beta_2 lie"):
         Optimiser(**wrong)
 
 

@@ -104,7 +104,7 @@ def stationarity(network, objective):
 @pytest.mark.parametrize("law", [Uniform(low=0.0), LogitNormal()], ids=lambda law: type(law).__name__)
 def test_the_exact_posterior_flow_is_a_stationary_point(law, tangent):
     """Proposition 2 without a network's error; the flow of data with a variance 1.2 times larger is not stationary."""
-    objective = STMD(adaptive_power=0.0, tangent=tangent, t_law=law, r_law=law, tau_law=Uniform(low=0.1))
+    objective = STMD(adaptive_power=0.0, tangent=tangent, pair_law=law, tau_law=Uniform(low=0.1))
     assert accepts(stationarity(ExactFlow(40_000), objective))
     assert rejects(stationarity(ExactFlow(40_000, STD * 1.2**0.5), objective))
 

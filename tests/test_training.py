@@ -4,6 +4,7 @@ import errno
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -14,9 +15,10 @@ from fewstep import files
 from fewstep.errors import UserError
 from fewstep.pretrained import newest_checkpoint
 from fewstep.recipe import Optimiser
+from fewstep.recipes import find_recipe
 from fewstep.training import TrainingOptions, train
 from fewstep.training.log import BUCKETS, Averages, read_log
-from fewstep.training.loop import ema_update, learning_rate
+from fewstep.training.loop import LossModule, ema_update, learning_rate
 from tiny import COUNT, Poisoned, tiny_recipe
 
 
@@ -106,6 +108,27 @@ def test_after_a_damaged_checkpoint_is_deleted_the_run_goes_on_from_the_one_befo
     assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"flour": 500}')
+    (tmp_path / "log.jsonl").write_text('{"water": 1}')
+    with pytest.raises(UserError, match="not a run of fewstep: choose another --out"):
+        train(tiny_recipe(), options(tmp_path, resume=True))
+    assert (tmp_path / "recipe.json").read_text() == '{"flour": 500}'
+
+
+def test_a_full_disk_while_logging_names_the_checkpoint(tmp_path, monkeypatch):
+    true_open = Path.open
+
+    def full(self, mode="r", *arguments, **more):
+        if self.name == "log.jsonl" and mode == "a" and newest_checkpoint(tmp_path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return true_open(self, mode, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match=r"log.jsonl.*No space left.*step-000000003.*--resume"):
+        train(tiny_recipe(), options(tmp_path, checkpoint_every=3, log_every=2))
+
+
 def test_a_full_disk_while_checkpointing_loses_nothing(tmp_path, monkeypatch):
     recipe = tiny_recipe()
     train(recipe, options(tmp_path / "whole"))
@@ -143,10 +166,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
 
 
 def test_ten_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path):
-    """The checkpoint after four of them is still good: a skipped step changes no weight."""
+    """No checkpoint is written amid them, because the step that ruined the weights may have been finite."""
     COUNT["calls"] = 0
     recipe = tiny_recipe(objective=Poisoned(adaptive_power=0.0, first=8, last=99), steps=40)
-    with pytest.raises(UserError, match=r"10 steps in a row up to step 18 .*last good checkpoint is .*step-000000012"):
+    with pytest.raises(UserError, match=r"10 steps in a row up to step 18 .*last good checkpoint is .*step-000000006"):
         train(recipe, options(tmp_path, checkpoint_every=6))
     assert all(value.isfinite().all() for value in weights(tmp_path).values() if value.is_floating_point())
 
@@ -179,6 +202,22 @@ def test_bf16_trains_with_float32_weights(tmp_path):
     assert outcome.reason == "finished"
     assert outcome.skipped == 0
     assert weights(tmp_path)["weights.network.into.weight"].dtype == torch.float32
+
+
+def test_bf16_goes_through_the_unet_and_gives_nearly_the_gradient_of_float32():
+    """Also through its derivative in forward mode, whose tangents autocast must not leave in another precision."""
+    recipe = find_recipe("digits-stmd-unet")
+    torch.manual_seed(0)
+    model = recipe.model.build((1, 8, 8))
+    batch = recipe.dataset.train().batch(32, torch.Generator().manual_seed(0))
+    gradients = {}
+    for precision in ("no", "bf16"):
+        per_sample, _, _ = LossModule(model, recipe.objective, precision)(batch, torch.Generator().manual_seed(1))
+        found = torch.autograd.grad(per_sample.mean(), [p for p in model.parameters() if p.requires_grad])
+        gradients[precision] = torch.cat([g.flatten() for g in found])
+    assert gradients["bf16"].dtype == torch.float32
+    cosine = torch.nn.functional.cosine_similarity(gradients["no"], gradients["bf16"], dim=0)
+    assert 0.99 < cosine < 1 - 1e-9  # and it is not float32 after all
 
 
 def test_tensorboard_gets_the_log(tmp_path):

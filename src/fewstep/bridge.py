@@ -10,16 +10,19 @@ import math
 from torch import Tensor
 
 from fewstep.schedule import Schedule, Times
-from fewstep.shapes import per_item
+from fewstep.shapes import as_time, per_item
 from fewstep.transition import moments
 
 
-def bridge(x_0: Tensor, x_tau: Tensor, s: Times, tau: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
+def bridge(
+    x_0: Tensor, x_tau: Tensor, s: Times | float, tau: Times | float, schedule: Schedule
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of `x_s` given both ends (eq. 19).
 
     `mean = (alpha_s v x_0 + a sigma_s^2 x_tau) / sigma_tau^2`, `std^2 = sigma_s^2 v / sigma_tau^2`; at s = 0 this is
     `x_0`. The standard deviation has axes of length one behind the batch axis.
     """
+    s, tau = as_time(s, x_0), as_time(tau, x_0)
     a, v = moments(s, tau, schedule)
     sigma_s, sigma_tau = schedule.sigma(s), schedule.sigma(tau)
     weight_0 = schedule.alpha(s) * v / sigma_tau**2
@@ -29,13 +32,14 @@ def bridge(x_0: Tensor, x_tau: Tensor, s: Times, tau: Times, schedule: Schedule)
 
 
 def kernel(
-    x_0: Tensor, x_tau: Tensor, s: Times, tau: Times, schedule: Schedule, c: float | Tensor
+    x_0: Tensor, x_tau: Tensor, s: Times | float, tau: Times | float, schedule: Schedule, c: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of `x_s` in the family above; `0 <= c <= 1`, a number or one per item."""
+    s, tau = as_time(s, x_0), as_time(tau, x_0)
     sigma_s, sigma_tau = schedule.sigma(s), schedule.sigma(tau)
     noise = x_tau - per_item(schedule.alpha(tau), x_0) * x_0  # sigma_tau times the noise that x_0 explains
     mean = per_item(schedule.alpha(s), x_0) * x_0 + per_item(c * sigma_s / sigma_tau, x_0) * noise
-    left = math.sqrt(1 - c**2) if isinstance(c, float) else (1 - c**2).sqrt()
+    left = (1 - c**2).sqrt() if isinstance(c, Tensor) else math.sqrt(1 - c**2)
     return mean, per_item(sigma_s * left, x_0)
 
 

@@ -7,7 +7,6 @@ data.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from fewstep.draws import item_generators
 from fewstep.errors import UserError
 from fewstep.features import classifier_of
 from fewstep.metrics import EnergyDistance, EnergyScore, FrechetDistance, Metric, SlicedWasserstein, SpreadSkill
-from fewstep.models.base import EvaluationCounter, PosteriorModel
+from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
 from fewstep.posterior import FlowPosterior
 from fewstep.pretrained import sample
-
-Progress = Callable[[str], None]
+from fewstep.progress import Meter
+from fewstep.samplers.ancestral import Ancestral
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,8 @@ class EvaluationPlan:
     def __post_init__(self) -> None:
         if min(*self.steps, *self.flow_steps, self.pairs, self.batch_size, self.n or 1) < 1 or self.n == 0:
             raise UserError("n, steps, flow steps, pairs and batch size count from 1 up")
+        if self.seed < 0:
+            raise UserError(f"the seed counts from 0 up, not {self.seed}")
         if self.draws < 2:
             raise UserError("the spread of draws needs at least 2 of them")
         if not all(0 < tau <= 1 for tau in self.taus):
@@ -51,11 +52,11 @@ class EvaluationPlan:
 
 
 def evaluate(
-    model: PosteriorModel,
+    model: Model,
     dataset: Dataset,
     plan: EvaluationPlan,
     data: Path | None = None,
-    progress: Progress = lambda text: None,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """The two tables as JSON; keys in docs/json.md."""
     test = dataset.test(data)
@@ -64,8 +65,7 @@ def evaluate(
     metrics: list[Metric] = [EnergyDistance(), SlicedWasserstein()]
     extractor = None
     if dataset.num_classes and len(dataset.item_shape) == 3:
-        progress("classifier for the Frechet distance")
-        extractor = classifier_of(dataset, data)
+        extractor = classifier_of(dataset, data, quiet)
         metrics.append(FrechetDistance(features=extractor.classifier.all_features))
     train = dataset.train(data)
     real = train.take(min(n, train.size or n), seed=plan.seed + 1)["x_0"]
@@ -83,38 +83,45 @@ def evaluate(
             "accuracy": extractor.accuracy,
             "sha256": extractor.sha256,
         }
-    flow_counts = plan.flow_steps if uses_flow(model) else (1,)
+    with_flow = uses_flow(model)
+    flow_counts = plan.flow_steps if with_flow else (1,)
     for flow_steps in flow_counts:
         for steps in plan.steps:
-            progress(f"samples with N = {steps}, M = {flow_steps}")
             start = time.monotonic()
-            with EvaluationCounter(model) as counter:
-                x_0 = sample(model, n, steps=steps, flow_steps=flow_steps, seed=plan.seed, batch_size=plan.batch_size)
+            sampler = (model.sampler or Ancestral()).with_steps(steps, flow_steps if with_flow else None)
+            title = f"samples, N = {steps}, M = {flow_steps}"
+            with EvaluationCounter(model) as counter, Meter(title, n, unit="item", quiet=quiet) as meter:
+                x_0 = sample(
+                    model, n, sampler=sampler, seed=plan.seed, batch_size=plan.batch_size, progress=meter.update
+                )
             seconds = time.monotonic() - start
             row = {"steps": steps, "flow_steps": flow_steps, "nfe": counter.items / n, "seconds": seconds}
             result["samples"].append(row | _measure(metrics, x_0.cpu(), reference))
     pairs = test.take(min(plan.pairs, test.size or plan.pairs), seed=plan.seed)["x_0"]
-    for flow_steps in flow_counts:
-        for tau in plan.taus:
-            progress(f"posterior at tau = {tau}, M = {flow_steps}")
-            scores = posterior_scores(model, pairs, tau, flow_steps, plan.draws, plan.seed)
-            result["posterior"].append({"tau": tau, "flow_steps": flow_steps, "pairs": len(pairs)} | scores)
+    if isinstance(model, PosteriorModel):
+        cases = [(flow_steps, tau) for flow_steps in flow_counts for tau in plan.taus]
+        with Meter("draws from the posterior", len(cases), unit="case", quiet=quiet) as meter:
+            for done, (flow_steps, tau) in enumerate(cases, start=1):
+                scores = posterior_scores(model, pairs, tau, flow_steps, plan.draws, plan.seed, plan.batch_size)
+                result["posterior"].append({"tau": tau, "flow_steps": flow_steps, "pairs": len(pairs)} | scores)
+                meter.update(done)
     return result
 
 
 @torch.no_grad()
 def posterior_scores(
-    model: PosteriorModel, x_0: Tensor, tau: float, flow_steps: int, draws: int, seed: int
+    model: PosteriorModel, x_0: Tensor, tau: float, flow_steps: int, draws: int, seed: int, batch_size: int = 500
 ) -> dict[str, float]:
     """Spread over skill and energy score of `draws` draws from `q(x_0 | x_tau)` for held-out `x_0` `(n, ...)`."""
-    device = next((p.device for p in model.parameters()), x_0.device)
-    generators = item_generators(len(x_0), seed)
-    x_0 = x_0.to(device)
-    at = torch.tensor(tau, dtype=torch.float64)
-    x_tau = transition.sample(x_0, torch.zeros_like(at), at, model.schedule, generators)
-    q = model(x_tau, tau)
-    drawn = torch.cat([q.sample((1,), flow_steps=flow_steps, generator=generators) for _ in range(draws)])
-    return SpreadSkill()(drawn, x_0) | EnergyScore()(drawn, x_0)
+    at, parts = torch.tensor(tau, dtype=torch.float64), []
+    for first in range(0, len(x_0), batch_size):
+        part = x_0[first : first + batch_size].to(model.like)
+        generators = item_generators(len(part), seed, first)
+        q = model(transition.sample(part, torch.zeros_like(at), at, model.schedule, generators), at)
+        drawn = [q.sample((1,), flow_steps=flow_steps, generator=generators).cpu() for _ in range(draws)]
+        parts.append(torch.cat(drawn))
+    forecast = torch.cat(parts, dim=1)
+    return SpreadSkill()(forecast, x_0) | EnergyScore()(forecast, x_0)
 
 
 def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -136,10 +143,11 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     return [first, ("draws from q(x_0 | x_tau) on held-out pairs", header, posterior)]
 
 
-def uses_flow(model: PosteriorModel) -> bool:
+def uses_flow(model: Model) -> bool:
     """Whether flow steps mean anything to the model: whether its posterior is carried by a flow."""
-    like = next(model.parameters(), torch.empty(0))
-    return isinstance(model(torch.zeros(1, *model.item_shape, device=like.device), 1.0), FlowPosterior)
+    if not isinstance(model, PosteriorModel):
+        return False
+    return isinstance(model(model.like.new_zeros(1, *model.item_shape), 1.0), FlowPosterior)
 
 
 def _measure(metrics: list[Metric], samples: Tensor, reference: Tensor) -> dict[str, float]:

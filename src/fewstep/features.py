@@ -6,7 +6,6 @@ compared.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from fewstep.datasets.base import Dataset
 from fewstep.files import CHECKSUMS, cache_folder, read_checked, write_folder
 from fewstep.networks.classifier import Classifier
 from fewstep.pretrained import tensor_bytes
+from fewstep.progress import Meter
 
 WEIGHTS = "classifier.safetensors"
 CLASSIFIER_STEPS = 1500
@@ -33,13 +33,13 @@ class Extractor:
     sha256: str
 
 
-def classifier_of(
-    dataset: Dataset, data: Path | None, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Extractor:
+def classifier_of(dataset: Dataset, data: Path | None, quiet: bool = True) -> Extractor:
     """The classifier of a labelled image data set, from the cache (`FEWSTEP_CACHE` or ~/.cache/fewstep) or trained now."""
     train = dataset.train(data)
-    some = train.take(min(train.size or 256, 256))
-    content = repr((to_config(dataset), CLASSIFIER_STEPS, torch.__version__)).encode() + some["x_0"].numpy().tobytes()
+    everything = train.take(train.size or 10_000)
+    content = (
+        repr((to_config(dataset), CLASSIFIER_STEPS, torch.__version__)).encode() + everything["x_0"].numpy().tobytes()
+    )
     key = hashlib.sha256(content).hexdigest()[:12]
     name = type(dataset).__name__.lower()
     folder = cache_folder() / "classifiers" / f"{name}-{key}"
@@ -48,7 +48,7 @@ def classifier_of(
         content = read_checked(folder, WEIGHTS)
         classifier.load_state_dict(safetensors.torch.load(content))
     else:
-        classifier = train_classifier(dataset, data, progress)
+        classifier = train_classifier(dataset, data, quiet)
         content = tensor_bytes(classifier.state_dict())
         write_folder(folder, {WEIGHTS: content})
     classifier.eval().requires_grad_(False)
@@ -61,11 +61,7 @@ def classifier_of(
 
 
 def train_classifier(
-    dataset: Dataset,
-    data: Path | None,
-    progress: Callable[[int, int], None],
-    steps: int = CLASSIFIER_STEPS,
-    batch_size: int = 128,
+    dataset: Dataset, data: Path | None, quiet: bool = True, steps: int = CLASSIFIER_STEPS, batch_size: int = 128
 ) -> Classifier:
     """Adam with a cosine schedule from a fixed seed; images are shifted by up to one pixel, so that edges do not decide."""
     with torch.random.fork_rng(devices=[]):
@@ -74,13 +70,14 @@ def train_classifier(
     examples, generator = dataset.train(data), torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for step in range(steps):
-        batch = examples.batch(batch_size, generator)
-        shifts = torch.randint(-1, 2, (2,), generator=generator).tolist()
-        loss = cross_entropy(classifier(torch.roll(batch["x_0"], shifts, dims=(2, 3))), batch["labels"])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        progress(step + 1, steps)
+    with Meter("classifier for the Frechet distance", steps, quiet=quiet) as meter:
+        for step in range(steps):
+            batch = examples.batch(batch_size, generator)
+            shifts = torch.randint(-1, 2, (2,), generator=generator).tolist()
+            loss = cross_entropy(classifier(torch.roll(batch["x_0"], shifts, dims=(2, 3))), batch["labels"])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            meter.update(step + 1)
     return classifier

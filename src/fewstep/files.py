@@ -33,7 +33,8 @@ def write_file(path: Path, content: bytes | str) -> None:
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files with their SHA-256 sums atomically: it appears whole or not at all.
 
-    A folder of that name that this function wrote is replaced; any other is left alone with a `UserError`. Raises
+    A folder of that name that this function wrote is replaced (it stands in `.replaced-NAME` for the moment between two
+    renames); any other is left alone with a `UserError`. Raises
     `OSError` (a full disk, say) with the old folder in its place.
     """
     if folder.exists() and not (folder / CHECKSUMS).exists():

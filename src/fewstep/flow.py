@@ -9,6 +9,7 @@ not move, such as `(x_tau, tau)`. This file is the only caller of forward-mode a
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,21 +46,21 @@ def mean_flow_target(
     t: Tensor,
     v_c: Tensor,
     held: tuple[Tensor, ...] = (),
-    tangent: Tensor | None = None,
+    tangent: Literal["conditional", "own"] = "conditional",
 ) -> Tensor:
     """The detached target `v_c - (t - r) du/dt` of the conditional loss (eq. 13 and 22).
 
-    `v_c`, the conditional velocity, also stands in the tangent unless another one is given. The derivative is computed
-    only for the items with r < t: for the others its factor is 0. Because the target is detached, this and one graded
+    The tangent is `v_c`, the conditional velocity, too, or the model's own `u(z, t, t)`. The derivative is computed only
+    for the items with r < t: for the others its factor is 0. Because the target is detached, this and one graded
     forward pass give the gradient of the loss at a fraction of the cost of differentiating through the derivative.
     """
     target = v_c.clone()
     below = torch.nonzero(r < t).squeeze(1)
     if below.numel() == 0:
         return target
-    z, r, t = z[below], r[below], t[below]
-    v = (v_c if tangent is None else tangent)[below]
-    _, du_dt = total_derivative(u, z, r, t, v, tuple(h[below] for h in held))
+    z, r, t, held = z[below], r[below], t[below], tuple(h[below] for h in held)
+    v = u(z, t, t, *held) if tangent == "own" else v_c[below]
+    _, du_dt = total_derivative(u, z, r, t, v, held)
     target[below] -= per_item(t - r, z) * du_dt
     return target
 

@@ -31,6 +31,9 @@ class GaussianMixture:
     covariances: Tensor
 
     def __post_init__(self) -> None:
+        parts = (self.weights, self.means, self.covariances)
+        if not all(isinstance(p, Tensor) and p.is_floating_point() for p in parts) or len({p.dtype for p in parts}) > 1:
+            raise UserError("weights, means and covariances are floating tensors of one dtype, float64 for choice")
         k, d = self.means.shape[-2:]
         if self.weights.shape[-1] != k or self.covariances.shape[-3:] != (k, d, d):
             raise UserError(
@@ -62,6 +65,10 @@ class GaussianMixture:
 
     def component_log_probs(self, x: Tensor) -> Tensor:
         """`log w_k + log N(x; m_k, C_k)`, `(..., K)` for `x` `(..., d)`."""
+        if x.shape[-1] != self.dim:
+            raise UserError(
+                f"points of shape {tuple(x.shape)} in a mixture of {self.dim} dimensions: give (..., {self.dim})"
+            )
         whiten = torch.linalg.inv(torch.linalg.cholesky(self.covariances))
         white = _apply(whiten, x[..., None, :] - self.means)
         log_det = -2 * whiten.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -117,6 +124,10 @@ class GaussianMixture:
         `Gam` may be singular as long as `H C_k H' + Gam` is not. With `Gam = 0` the observation is noiseless, and the
         posterior is degenerate along the observed directions: it has draws and moments but no density.
         """
+        if y.shape[-1] != H.shape[-2]:
+            raise UserError(
+                f"an observation of shape {tuple(y.shape)} of {H.shape[-2]} numbers: give (..., {H.shape[-2]})"
+            )
         predicted = self.affine(H, Gam)
         H = H[..., None, :, :]
         gain = torch.linalg.solve(predicted.covariances, H @ self.covariances).mT  # C H' S^-1

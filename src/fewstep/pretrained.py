@@ -1,6 +1,5 @@
 """A trained model on the disk and back: `config.json` + `model.safetensors`, with checksums; no pickle anywhere."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from fewstep.draws import item_generators, normal
 from fewstep.errors import UserError
 from fewstep.files import read_checked, write_folder
 from fewstep.models.base import Model
+from fewstep.samplers.ancestral import Ancestral
 from fewstep.samplers.base import Sampler
 from fewstep.schedule import Schedule
 
@@ -65,23 +65,18 @@ def sample(
     """`n` samples `(n, ...)`: the items `first .. first + n - 1` of the run with this seed.
 
     Every item has a generator of its own, so that `batch_size`, which bounds the memory, changes no item. `steps` and
-    `flow_steps` replace those of the model's default sampler. Raises `UserError` where a number is less than 1.
+    `flow_steps` replace those of the sampler: the given one, the model's default, or `Ancestral()`.
+    Raises `UserError` where a number is out of range.
     """
-    if n < 1 or batch_size < 1:
-        raise UserError(f"n and batch_size count from 1 up, not {n} and {batch_size}")
-    sampler = sampler or model.sampler
-    if sampler is None:
-        raise UserError("the model has no default sampler: pass sampler=Ancestral(steps=4)")
-    replaced = {k: v for k, v in {"steps": steps, "flow_steps": flow_steps}.items() if v is not None}
-    if replaced:
-        sampler = dataclasses.replace(sampler, **replaced)  # type: ignore[type-var]
-    like = next(model.parameters(), torch.empty(0))
+    if n < 1 or batch_size < 1 or seed < 0:
+        raise UserError(f"n and batch_size count from 1 up, seed from 0: not {n}, {batch_size} and {seed}")
+    chosen: Sampler = (sampler or model.sampler or Ancestral()).with_steps(steps, flow_steps)
     chunks = []
     for start in range(0, n, batch_size):
         size = min(batch_size, n - start)
         generators = item_generators(size, seed, first + start)
-        noise = normal((size, *model.item_shape), generators, like=like)
-        chunks.append(sampler(model, noise, generators))
+        noise = normal((size, *model.item_shape), generators, like=model.like)
+        chunks.append(chosen(model, noise, generators))
         progress(start + size)
     return torch.cat(chunks)
 
@@ -125,6 +120,8 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"there is no device {device!r} here ({str(error).splitlines()[0]}); use cpu") from error
+    if torch.device(device).type == "meta":
+        raise UserError("the device meta holds no numbers; use cpu")
 
 
 def newest_checkpoint(run: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """A recipe: one experiment as one frozen value. `dataclasses.replace` makes its variants."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,8 +28,12 @@ class Optimiser:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.warmup_steps < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
-            raise UserError("an optimiser needs lr > 0, warmup_steps >= 0 and clip_norm > 0 (or None)")
+        if not 0 < self.lr < math.inf or self.warmup_steps < 0 or not self.weight_decay >= 0:
+            raise UserError("an optimiser needs a finite lr > 0, warmup_steps >= 0 and weight_decay >= 0")
+        if not (0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1):
+            raise UserError(f"beta_1 and beta_2 lie in [0, 1), not {self.beta_1} and {self.beta_2}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"clip_norm is above 0, or None: not {self.clip_norm}")
 
 
 @dataclass(frozen=True, kw_only=True)

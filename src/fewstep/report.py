@@ -11,15 +11,12 @@ import torch
 from torch import Tensor
 
 from fewstep import pictures
-from fewstep.configuration import differences, to_config
 from fewstep.datasets.base import Dataset
 from fewstep.draws import item_generators, normal
 from fewstep.evaluation import tables
 from fewstep.files import write_file
 from fewstep.models.base import PosteriorModel
 from fewstep.pretrained import load, sample
-from fewstep.recipe import Recipe
-from fewstep.recipes import all_recipes
 from fewstep.samplers.ancestral import Ancestral
 from fewstep.training.checkpoint import stored_recipe
 from fewstep.training.log import read_log
@@ -47,10 +44,10 @@ def write_report(
 ) -> Path:
     """Write `run/report.html` and return its path. Works from the newest checkpoint, the log and the evaluation."""
     model, recipe = load(run, trust_code=trust_code), stored_recipe(run, trust_code)
-    flow_steps = model.sampler.flow_steps
+    flow_steps = model.sampler.flow_steps if isinstance(model.sampler, Ancestral) else 1
     parts = [f"<h1>{html.escape(recipe.name)}</h1><p>{html.escape(recipe.description)}.</p>", "<h2>Samples</h2>"]
     for count in steps:
-        x_0 = sample(model, n, steps=count, flow_steps=1, seed=seed)
+        x_0 = sample(model, n, sampler=model.sampler.with_steps(count, 1 if flow_steps > 1 else None), seed=seed)
         parts.append(_figure(_show(x_0), f"N = {count}, M = 1: {count} network evaluations each"))
     if flow_steps > 1:
         x_0 = sample(model, n, seed=seed)
@@ -60,16 +57,8 @@ def write_report(
         )
     real = _real(recipe.dataset, n, data)
     parts.append(_figure(_show(real), "held-out data"))
-    parts.append("<h2>The randomness is kept</h2>")
-    if real.ndim == 4:
-        caption = (
-            f"One trajectory from noise (left) to data. Top row: the state x_tau. Below each state: {_TRAJECTORY_DRAWS} "
-            f"independent draws from q(x_0 | x_tau), M = {flow_steps}. Early states leave everything open; late ones nothing."
-        )
-        parts.append(_figure(_trajectory(model, flow_steps, seed), caption))
-    else:
-        caption = f"Draws from q(x_0 | x_tau) for one x_tau (cross) at each tau, M = {flow_steps}, over the data (grey)"
-        parts.append(_figure(_scatter(model, real, flow_steps, seed), caption))
+    if isinstance(model, PosteriorModel):
+        parts.append(_randomness(model, real, flow_steps, seed))
     parts += [
         "<h2>Training</h2>",
         _figure(_curves(read_log(run)), "Loss as trained, and the raw squared error by t - r"),
@@ -78,27 +67,37 @@ def write_report(
     if evaluation.exists():
         result = json.loads(evaluation.read_text())
         parts += ["<h2>Measurements</h2>", *(_table(*table) for table in tables(result)), _features(result)]
-    commands = [
-        f"{_train_command(recipe)} --out {run}",
-        f"fewstep sample {run} --n {n} --steps {steps[-1]} --flow-steps 1 --seed {seed}",
-        f"fewstep evaluate {run}",
-        f"fewstep report {run}",
-    ]
+    grids = [f"fewstep sample {run} --n {n} --steps {count} --flow-steps 1 --seed {seed}" for count in steps]
+    commands = _commands(run, recipe.name, grids)
     parts += ["<h2>Commands</h2>", f"<pre>{html.escape(chr(10).join(commands))}</pre>"]
     page = f"<!doctype html><meta charset='utf-8'><title>{html.escape(recipe.name)}</title><style>{_STYLE}</style>"
     write_file(run / "report.html", page + "\n".join(parts) + "\n")
     return run / "report.html"
 
 
-def _train_command(recipe: Recipe) -> str:
-    """The command that trains this recipe again: the named one with what was changed as flags."""
-    named = all_recipes().get(recipe.name)
-    changes = differences(to_config(named), to_config(recipe)) if named else ["class"]
-    if any("class" in change for change in changes):
-        return "fewstep train FILE.py"
-    pairs = [change.split(": ", 1) for change in changes]
-    flags = [f"--{path.replace('_', '-')} {change.split(' -> ')[1]}" for path, change in pairs]
-    return " ".join([f"fewstep train {recipe.name}", *flags])
+def _randomness(model: PosteriorModel, real: Tensor, flow_steps: int, seed: int) -> str:
+    """The section on draws: what is still possible, seen from x_tau."""
+    if real.ndim == 4:
+        caption = (
+            f"One trajectory of {_TRAJECTORY_STEPS} steps from noise (left, tau = 1) to data (right, tau = "
+            f"{1 / _TRAJECTORY_STEPS:g}). Top row: the state x_tau. Below each state: {_TRAJECTORY_DRAWS} independent draws "
+            f"from q(x_0 | x_tau), M = {flow_steps}. Early states leave everything open, late ones little."
+        )
+        picture = _trajectory(model, flow_steps, seed)
+    else:
+        caption = f"Draws from q(x_0 | x_tau) for one x_tau (cross) at each tau, M = {flow_steps}, over the data (grey)"
+        picture = _scatter(model, real, flow_steps, seed)
+    return "<h2>The randomness is kept</h2>" + _figure(picture, caption)
+
+
+def _commands(run: Path, name: str, grids: list[str]) -> list[str]:
+    """The commands that made what the page shows, as they were given where that was kept."""
+    kept, evaluation = run / "command.txt", run / "evaluation.json"
+    train = (
+        kept.read_text().strip() if kept.exists() else f"fewstep train {name} --out {run}  # with what recipe.json says"
+    )
+    evaluated = [json.loads(evaluation.read_text()).get("command")] if evaluation.exists() else []
+    return [train, *grids, *filter(None, evaluated), f"fewstep report {run}"]
 
 
 def _real(dataset: Dataset, n: int, data: Path | None) -> Tensor:
@@ -168,7 +167,7 @@ def _curves(log: list[dict[str, Any]]) -> bytes:
         pairs = [(line["step"], line["raw_by_bucket"][bucket]) for line in log if bucket in line["raw_by_bucket"]]
         axes[1].plot(*zip(*pairs, strict=True), label=bucket)
     axes[1].set(xlabel="step", ylabel="raw squared error", yscale="log")
-    axes[1].legend(title="t - r (or tau)", fontsize=8)
+    axes[1].legend(title="t - r (or tau)", fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
     return _png(figure)
 
 

@@ -25,7 +25,7 @@ class Schedule(ABC):
         """`log alpha_tau`, 0 at tau = 0 and negative behind it."""
 
     @abstractmethod
-    def beta(self, tau: Times) -> Times:
+    def beta(self, tau: Times | float) -> Times:
         """The rate of noising, `-2 d log alpha / dtau`."""
 
     @abstractmethod
@@ -63,8 +63,8 @@ class VPSchedule(Schedule):
     def log_alpha(self, tau: Times) -> Times:
         return -0.5 * tau * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * tau)
 
-    def beta(self, tau: Times) -> Times:
-        return self.beta_min + (self.beta_max - self.beta_min) * tau
+    def beta(self, tau: Times | float) -> Times:
+        return self.beta_min + (self.beta_max - self.beta_min) * torch.as_tensor(tau)
 
     def tau_at(self, log_snr: Times) -> Times:
         integral = torch.logaddexp(torch.zeros_like(log_snr), -log_snr)  # int_0^tau beta = log(1 + 1/SNR)
@@ -95,8 +95,8 @@ class CosineSchedule(Schedule):
     def log_alpha(self, tau: Times) -> Times:
         return torch.log1p(-2 * torch.sin(0.5 * self.theta * tau) ** 2)
 
-    def beta(self, tau: Times) -> Times:
-        return 2 * self.theta * torch.tan(self.theta * tau)
+    def beta(self, tau: Times | float) -> Times:
+        return 2 * self.theta * torch.tan(self.theta * torch.as_tensor(tau))
 
     def tau_at(self, log_snr: Times) -> Times:
         return torch.atan(torch.exp(-0.5 * log_snr)) / self.theta

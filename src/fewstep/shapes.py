@@ -14,6 +14,11 @@ def times_of(tau: Tensor | float, x: Tensor) -> Tensor:
     return tau.expand(x.shape[0])
 
 
+def as_time(tau: Tensor | float, x: Tensor) -> Tensor:
+    """A time as a tensor; a tensor keeps its dtype, so that closed forms in float64 stay there."""
+    return tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=x.dtype, device=x.device)
+
+
 def per_item(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient `()` or `(batch,)` with axes of length one behind it, so that it multiplies `x` item by item."""
     return coefficient if coefficient.ndim == 0 else coefficient.reshape(-1, *[1] * (x.ndim - 1))

@@ -55,19 +55,16 @@ class LogitNormal(TimeLaw):
 
 @dataclass(frozen=True, kw_only=True)
 class TimePairs:
-    """The law of `(r, t)`, `r <= t`: t and r from their laws and put in order, r = t for all but `frac_r_below_t`.
+    """The law of `(r, t)`, `r <= t`: one time from each law, the larger of them t, r = t for all but `frac_r_below_t`.
 
-    `sort` puts them in order by exchanging them where r > t, so that either may become t; without it t stays as drawn
-    and r is cut off at t. Public Mean Flow recipes exist of both kinds.
     With `atom_t_1 > 0`, t is set to 1 for that share of the items, so that `u(z, 1, 1)` is trained to be the denoiser
     (the logit-normal laws never reach 1). Both shares lie in [0, 1]. The share is named after what it counts because
     "ratio" means opposite things in the public Mean Flow code bases. Source: Geng et al. (arXiv 2505.13447), section
     4.3.
     """
 
-    t_law: TimeLaw = LogitNormal()
-    r_law: TimeLaw = LogitNormal()
-    sort: bool = True
+    first: TimeLaw = LogitNormal()
+    second: TimeLaw = LogitNormal()
     frac_r_below_t: float = 0.5
     atom_t_1: float = 0.0
 
@@ -78,8 +75,8 @@ class TimePairs:
 
     def sample(self, n: int, generator: Source, like: Tensor) -> tuple[Tensor, Tensor]:
         """`n` pairs `(r, t)`, each `(n,)`."""
-        t, r = self.t_law.sample(n, generator, like), self.r_law.sample(n, generator, like)
-        r, t = torch.minimum(r, t), torch.maximum(r, t) if self.sort else t
+        a, b = self.first.sample(n, generator, like), self.second.sample(n, generator, like)
+        r, t = torch.minimum(a, b), torch.maximum(a, b)
         t = torch.where(uniform((n,), generator, like=like) < self.atom_t_1, torch.ones_like(t), t)
         below = uniform((n,), generator, like=like) < self.frac_r_below_t
         return torch.where(below, r, t), t
@@ -91,6 +88,10 @@ class Grid(ABC):
     @abstractmethod
     def __call__(self, steps: int, schedule: Schedule) -> Tensor:
         """The `steps + 1` times, decreasing, in float64."""
+
+    def for_steps(self, steps: int) -> "Grid":
+        """A grid that can have this number of steps: this one, unless its times are given one by one."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,9 @@ class CustomGrid(Grid):
 
     def __post_init__(self) -> None:
         given_times(self.times)
+
+    def for_steps(self, steps: int) -> Grid:
+        return self if len(self.times) == steps + 1 else UniformGrid()
 
     def __call__(self, steps: int, schedule: Schedule) -> Tensor:
         if len(self.times) != steps + 1:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.draws import Source, normal_like
 from fewstep.schedule import Schedule, Times
-from fewstep.shapes import flat, per_item
+from fewstep.shapes import as_time, flat, per_item
 
 
 def moments(s: Times, tau: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -19,15 +19,15 @@ def moments(s: Times, tau: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
     return log_a.exp(), -torch.expm1(2 * log_a)
 
 
-def sample(x_s: Tensor, s: Times, tau: Times, schedule: Schedule, generator: Source = None) -> Tensor:
+def sample(x_s: Tensor, s: Times | float, tau: Times | float, schedule: Schedule, generator: Source = None) -> Tensor:
     """`x_tau ~ p(x_tau | x_s)` (eq. 15); with `s = 0`, the noised data `alpha x_0 + sigma eps`."""
-    a, v = moments(s, tau, schedule)
+    a, v = moments(as_time(s, x_s), as_time(tau, x_s), schedule)
     return per_item(a, x_s) * x_s + per_item(v.sqrt(), x_s) * normal_like(x_s, generator)
 
 
-def log_prob(x_tau: Tensor, x_s: Tensor, s: Times, tau: Times, schedule: Schedule) -> Tensor:
+def log_prob(x_tau: Tensor, x_s: Tensor, s: Times | float, tau: Times | float, schedule: Schedule) -> Tensor:
     """`log p(x_tau | x_s)`, one number per item (eq. 15)."""
-    a, v = moments(s, tau, schedule)
+    a, v = moments(as_time(s, x_s), as_time(tau, x_s), schedule)
     return gaussian_log_prob(x_tau, per_item(a, x_s) * x_s, v)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.samplers.ancestral import Ancestral
@@ -25,20 +26,22 @@ class SamplerFlags:
     """bridge (the reverse SDE), or c of the kernel family: 0 re-noising ... 1 DDIM."""
 
 
-def override(sampler: Sampler | None, flags: SamplerFlags) -> Ancestral:
+def override(sampler: Sampler | None, flags: SamplerFlags) -> Sampler:
     """The sampler with the flags' values in place of its own. Raises `UserError` where they do not fit."""
-    ancestral = sampler if isinstance(sampler, Ancestral) else Ancestral()
-    changes: dict[str, object] = {}
+    steps = flags.steps
+    changes: dict[str, Any] = {}
     if flags.grid is not None:
         changes["grid"] = _grid(flags.grid)
-        if flags.steps is None and flags.grid not in _GRIDS:
-            changes["steps"] = flags.grid.count(",")
+        if steps is None and flags.grid not in _GRIDS:
+            steps = flags.grid.count(",")
     if flags.kernel is not None:
         changes["kernel"] = "bridge" if flags.kernel == "bridge" else _number(flags.kernel, "--kernel")
-    for name in ("steps", "flow_steps"):
-        if getattr(flags, name) is not None:
-            changes[name] = getattr(flags, name)
-    return dataclasses.replace(ancestral, **changes)  # type: ignore[arg-type]
+    chosen = (sampler or Ancestral()).with_steps(steps, flags.flow_steps)
+    if not changes:
+        return chosen
+    if not isinstance(chosen, Ancestral):
+        raise UserError(f"the model's sampler is {type(chosen).__name__}: --grid and --kernel are for Ancestral")
+    return dataclasses.replace(chosen, **changes)
 
 
 def _grid(text: str) -> Grid:

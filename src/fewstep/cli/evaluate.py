@@ -7,6 +7,7 @@ the same size: a sampler cannot be told from the data where it is at the floor. 
 """
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,12 @@ def run(arguments: list[str]) -> int:
     recipe = stored_recipe(flags.run, flags.trust_code)
     shared = ("n", "steps", "flow_steps", "taus", "pairs", "draws", "seed", "batch_size")
     plan = EvaluationPlan(**{name: getattr(flags, name) for name in shared})
-    result = {"recipe": recipe.name, **evaluate(model, recipe.dataset, plan, flags.data, progress=_say)}
+    command = shlex.join(["fewstep", "evaluate", *arguments])
+    result = {
+        "recipe": recipe.name,
+        "command": command,
+        **evaluate(model, recipe.dataset, plan, flags.data, quiet=False),
+    }
     write_file(flags.out or flags.run / "evaluation.json", json.dumps(result, indent=1))
     show(result, Console())
     sys.stdout.write(f"written to {flags.out or flags.run / 'evaluation.json'}\n")
@@ -86,7 +92,3 @@ def show(result: dict[str, Any], console: Console) -> None:
     if "features" in result:
         f = result["features"]
         console.print(f"Frechet features: {f['extractor']}, accuracy {f['accuracy']:.1%}, sha256 {f['sha256'][:12]}")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text} ...\n")

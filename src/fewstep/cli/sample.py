@@ -16,11 +16,12 @@ import tyro
 
 from fewstep.cli._parsing import allow_code_here, parse
 from fewstep.cli._sampler import SamplerFlags, override
+from fewstep.configuration import to_config
 from fewstep.errors import UserError
 from fewstep.files import write_file
 from fewstep.models.base import EvaluationCounter
 from fewstep.pretrained import load, sample
-from fewstep.training.log import Meter
+from fewstep.progress import Meter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +61,12 @@ def run(arguments: list[str]) -> int:
             model, flags.n, sampler=sampler, seed=flags.seed, batch_size=flags.batch_size, progress=meter.update
         ).cpu()
     nfe = counter.items / flags.n
+    config = to_config(sampler)
     info = {
         "n": flags.n,
-        "steps": sampler.steps,
-        "flow_steps": sampler.flow_steps,
+        "steps": config.get("steps"),
+        "flow_steps": config.get("flow_steps"),
+        "sampler": config,
         "nfe": nfe,
         "seed": flags.seed,
         "seconds": time.monotonic() - start,

@@ -7,6 +7,7 @@ accelerate launch --num_processes 2 -m fewstep train RECIPE.
 """
 
 import importlib.util
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,9 @@ def run(arguments: list[str]) -> int:
 
     from fewstep.training import TrainingOptions, train
 
+    command = shlex.join(["fewstep", "train", *(a for a in arguments if a != "--resume")])
     options = TrainingOptions(
+        command=command,
         out=flags.out or Path("runs") / flags.recipe.name,
         stop_after=None if flags.stop_after is None else parse_duration(flags.stop_after),
         **{f: getattr(flags, f) for f in _SHARED},
@@ -74,9 +77,7 @@ def run(arguments: list[str]) -> int:
     end = {"finished": "finished", "time": "stopped for time", "interrupted": "interrupted"}[outcome.reason]
     sys.stdout.write(f"{end}: {done}; checkpoint {outcome.checkpoint}\n")
     if outcome.reason != "finished":
-        sys.stdout.write(
-            f"go on with: fewstep train {' '.join(arguments)} --resume\n".replace(" --resume --resume", " --resume")
-        )
+        sys.stdout.write(f"go on with: {command} --resume\n")
     return 130 if outcome.reason == "interrupted" else 0
 
 
@@ -86,12 +87,20 @@ _SHARED = ("data", "resume", "device", "precision", "checkpoint_every", "log_eve
 def _from_file(path: Path) -> Recipe:
     if not path.exists():
         raise UserError(f"{path} does not exist: give a recipe's name or a Python file with a variable recipe")
+    if path.stem in sys.stdlib_module_names or path.stem in sys.modules:
+        raise UserError(f"{path} would take the place of the module {path.stem}: give the file another name")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} cannot be imported: give a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # so that its classes have names by which they can be found again
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"{path}{line}: {type(error).__name__}: {error} (--debug shows where)") from error
     recipe = vars(module).get("recipe")
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path} has no variable `recipe` that is a fewstep.recipe.Recipe")

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.networks.base import NetworkConfig
+from fewstep.networks.base import Network, NetworkConfig
 from fewstep.posterior import Posterior
 from fewstep.scaling import Scaling
 from fewstep.schedule import Schedule
+from fewstep.shapes import times_of
 
 
 class Model(nn.Module, ABC):
@@ -33,6 +34,12 @@ class Model(nn.Module, ABC):
         return self
 
     @property
+    def like(self) -> Tensor:
+        """A tensor of the model's dtype and device: its first parameter or floating buffer; on the CPU where it has none."""
+        tensors = [*self.parameters(), *(b for b in self.buffers() if b.is_floating_point()), torch.empty(0)]
+        return tensors[0]
+
+    @property
     def config(self) -> "ModelConfig":
         """What rebuilds the model. Raises `UserError` where nothing does: such a model cannot be saved."""
         raise UserError(f"{type(self).__name__} has no configuration to rebuild it from, so it cannot be saved")
@@ -49,7 +56,19 @@ class PosteriorModel(Model):
 
     @abstractmethod
     def forward(self, x_tau: Tensor, tau: Tensor | float) -> Posterior:
-        """`q(x_0 | x_tau)` for each state of the batch."""
+        """`q(x_0 | x_tau)` for each state of the batch. Raises `UserError` where state or times do not fit the model."""
+
+    def times(self, x_tau: Tensor, tau: Tensor | float) -> Tensor:
+        """The times `(batch,)`, after a check of states and times: wrong shapes would broadcast to a wrong answer."""
+        if tuple(x_tau.shape[1:]) != self.item_shape:
+            raise UserError(
+                f"states of shape {tuple(x_tau.shape)} for items of shape {self.item_shape}: give (batch, "
+                f"{', '.join(map(str, self.item_shape))})"
+            )
+        times = times_of(tau, x_tau)
+        if not ((times > 0) & (times <= 1)).all():
+            raise UserError("tau is above 0 (data) and at most 1 (noise)")
+        return times
 
 
 class NetworkPosteriorModel(PosteriorModel):
@@ -106,6 +125,12 @@ class ModelConfig(ABC):
     @abstractmethod
     def build(self, item_shape: tuple[int, ...]) -> Model:
         """The model for items of this shape, with fresh weights."""
+
+    def build_network(self, item_shape: tuple[int, ...], inputs: int, times: int) -> Network:
+        """The network. Raises `UserError` where it asks for class labels, which no model passes yet."""
+        if self.network.num_classes:
+            raise UserError(f"{type(self).__name__} passes no class labels: leave num_classes at 0")
+        return self.network.build(item_shape, inputs, times)
 
 
 class EvaluationCounter:

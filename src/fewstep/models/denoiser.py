@@ -10,7 +10,6 @@ from fewstep.networks.base import Network
 from fewstep.posterior import DiracPosterior
 from fewstep.scaling import EpsilonScaling, Scaling
 from fewstep.schedule import Schedule, VPSchedule
-from fewstep.shapes import times_of
 
 
 class Denoiser(NetworkPosteriorModel):
@@ -26,7 +25,7 @@ class Denoiser(NetworkPosteriorModel):
         return self.network(x_tau, tau[:, None])
 
     def forward(self, x_tau: Tensor, tau: Tensor | float) -> DiracPosterior:
-        tau = times_of(tau, x_tau)
+        tau = self.times(x_tau, tau)
         return DiracPosterior(self.decode(self.w_mean(x_tau, tau), x_tau, tau))
 
     @property
@@ -43,5 +42,5 @@ class DenoiserConfig(ModelConfig):
     scaling: Scaling = EpsilonScaling()
 
     def build(self, item_shape: tuple[int, ...]) -> Denoiser:
-        network = self.network.build(item_shape, inputs=1, times=1)
+        network = self.build_network(item_shape, inputs=1, times=1)
         return Denoiser(network, self.schedule, self.scaling, item_shape)

@@ -11,7 +11,6 @@ from fewstep.networks.base import Network
 from fewstep.posterior import FlowPosterior
 from fewstep.scaling import IdentityScaling, Scaling
 from fewstep.schedule import Schedule, VPSchedule
-from fewstep.shapes import times_of
 
 
 class PosteriorFlow(NetworkPosteriorModel):
@@ -26,7 +25,7 @@ class PosteriorFlow(NetworkPosteriorModel):
         return self.network(torch.cat([z, x_tau], dim=1), torch.stack([t, t - r, tau], dim=1))
 
     def forward(self, x_tau: Tensor, tau: Tensor | float) -> FlowPosterior:
-        return FlowPosterior(self.u, self.decode, x_tau, times_of(tau, x_tau))
+        return FlowPosterior(self.u, self.decode, x_tau, self.times(x_tau, tau))
 
     @property
     def config(self) -> "PosteriorFlowConfig":
@@ -44,5 +43,5 @@ class PosteriorFlowConfig(ModelConfig):
     scaling: Scaling = IdentityScaling()
 
     def build(self, item_shape: tuple[int, ...]) -> PosteriorFlow:
-        network = self.network.build(item_shape, inputs=2, times=3)
+        network = self.build_network(item_shape, inputs=2, times=3)
         return PosteriorFlow(network, self.schedule, self.scaling, item_shape)

@@ -16,10 +16,13 @@ from fewstep.networks.embedding import TimesEmbedding
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation whose input, and with it the input's tangent, is laid out contiguously."""
+    """Group normalisation whose input, and with it the input's tangent, is contiguous and in the weights' precision.
+
+    (On a CPU, autocast would leave the tangent in another precision than the input.)
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.clone(memory_format=torch.contiguous_format))
+        return super().forward(input.to(self.weight.dtype).clone(memory_format=torch.contiguous_format))
 
 
 class UNet(Network):
@@ -38,20 +41,23 @@ class UNet(Network):
             raise UserError(f"a U-Net of {len(config.block_out_channels)} levels needs sides that {cuts} divides, "
                             f"not {height} x {width}: use fewer levels or resize the images")  # fmt: skip
         self.config = config
-        self.unet = UNet2DModel(
-            sample_size=(height, width),
-            in_channels=inputs * channels,
-            out_channels=channels,
-            down_block_types=config.down_block_types,
-            up_block_types=config.up_block_types,
-            block_out_channels=config.block_out_channels,
-            layers_per_block=config.layers_per_block,
-            downsample_padding=config.downsample_padding,
-            norm_num_groups=config.norm_num_groups,
-            dropout=config.dropout,
-            act_fn="silu",
-            class_embed_type="identity",
-        )
+        try:
+            self.unet = UNet2DModel(
+                sample_size=(height, width),
+                in_channels=inputs * channels,
+                out_channels=channels,
+                down_block_types=config.down_block_types,
+                up_block_types=config.up_block_types,
+                block_out_channels=config.block_out_channels,
+                layers_per_block=config.layers_per_block,
+                downsample_padding=config.downsample_padding,
+                norm_num_groups=config.norm_num_groups,
+                dropout=config.dropout,
+                act_fn="silu",
+                class_embed_type="identity",
+            )
+        except ValueError as error:
+            raise UserError(f"diffusers cannot build this U-Net: {error}") from error
         for module in list(self.unet.modules()):
             if isinstance(module, Attention):
                 module.set_processor(AttnProcessor())

@@ -20,7 +20,7 @@ class STMD(Objective):
     Algorithm 1: `x_0 ~ data`, `tau ~ tau_law`, `x_tau = alpha x_0 + sigma eps'`, `eps ~ N(0, I)` independent of eps',
     `(r, t)` by their law, `z_t = (1 - t) w + t eps`, w the data in the model's scaling.
 
-    - `t_law`, `r_law`, `sort_times`, `frac_r_below_t`, `atom_t_1`: the law of `(r, t)`, as in `times.TimePairs`.
+    - `pair_law`, `frac_r_below_t`, `atom_t_1`: the law of `(r, t)`, two times from `pair_law` as in `times.TimePairs`.
     - `adaptive_power` p >= 0 and `adaptive_constant` c: weight `1 / sg(||.||^2 + c)^p` (eq. 73); 0 is no weight. The
       weight looks at the residual of the single draw, and so moves the minimiser off the conditional mean.
     - `tangent`: `conditional` puts `v_c` into du/dt (the paper), `own` the model's `u(z, t, t)`, which varies less and
@@ -31,9 +31,7 @@ class STMD(Objective):
     """
 
     tau_law: TimeLaw = Uniform()
-    t_law: TimeLaw = LogitNormal()
-    r_law: TimeLaw = LogitNormal()
-    sort_times: bool = True
+    pair_law: TimeLaw = LogitNormal()
     frac_r_below_t: float = 0.5
     atom_t_1: float = 0.0
     adaptive_power: float = 0.75
@@ -47,13 +45,8 @@ class STMD(Objective):
     @property
     def time_pairs(self) -> TimePairs:
         """The law of `(r, t)`."""
-        return TimePairs(
-            t_law=self.t_law,
-            r_law=self.r_law,
-            sort=self.sort_times,
-            frac_r_below_t=self.frac_r_below_t,
-            atom_t_1=self.atom_t_1,
-        )
+        law = self.pair_law
+        return TimePairs(first=law, second=law, frac_r_below_t=self.frac_r_below_t, atom_t_1=self.atom_t_1)
 
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         x_0 = batch["x_0"]
@@ -65,11 +58,7 @@ class STMD(Objective):
         r, t = self.time_pairs.sample(n, generator, x_0)
         z_t = interpolate(w, eps, t)
         v_c = conditional_velocity(w, eps)
-        tangent = None
-        if self.tangent == "own":
-            with torch.no_grad():
-                tangent = model.u(z_t, t, t, x_tau, tau)
-        target = mean_flow_target(model.u, z_t, r, t, v_c, (x_tau, tau), tangent)
+        target = mean_flow_target(model.u, z_t, r, t, v_c, (x_tau, tau), self.tangent)
         raw = squared_error(model.u(z_t, r, t, x_tau, tau), target)
         weight = adaptive_weight(raw, self.adaptive_power, self.adaptive_constant)
         return Loss(per_sample=weight * raw, raw=raw.detach(), logs={"bucket": t - r})

@@ -12,7 +12,7 @@ from fewstep.scaling import GaussianScaling
 
 ring_stmd = Recipe(
     name="ring-stmd",
-    description="STMD on the eight-mode ring: Gaussian scaling, no adaptive weight (4 minutes on two cores)",
+    description="STMD on the eight-mode ring: Gaussian scaling, no adaptive weight (minutes on a CPU)",
     dataset=Ring(),
     model=PosteriorFlowConfig(network=MLPConfig(width=256, depth=3), scaling=GaussianScaling()),
     objective=STMD(adaptive_power=0.0),

@@ -50,7 +50,7 @@ class Ancestral(Sampler):
     def __post_init__(self) -> None:
         if not all(isinstance(count, int) and count >= 1 for count in (self.steps, self.flow_steps)):
             raise UserError(f"steps and flow_steps are whole numbers from 1 up, not {self.steps} and {self.flow_steps}")
-        if self.kernel != "bridge" and not 0 <= float(self.kernel) <= 1:
+        if self.kernel != "bridge" and not (isinstance(self.kernel, int | float) and 0 <= self.kernel <= 1):
             raise UserError(f"the kernel is 'bridge' or a number c from 0 (re-noising) to 1 (DDIM), not {self.kernel}")
         if self.max_batch is not None and self.max_batch < 1:
             raise UserError(f"max_batch is at least 1, not {self.max_batch}")

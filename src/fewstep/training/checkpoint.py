@@ -7,6 +7,7 @@ pickle.
 """
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,9 @@ def save_checkpoint(run: Path, state: TrainingState, recipe: Recipe, keep: int =
     except OSError as error:
         last = newest_checkpoint(run)
         safe = f"the newest whole checkpoint is {last}" if last else "there is no earlier checkpoint"
-        need = sum(map(len, files.values())) / 2**20
+        need = math.ceil(sum(map(len, files.values())) / 2**20)
         raise UserError(
-            f"cannot write {folder} ({error.strerror or error}); {safe}; free {need:.0f} MiB and go on with --resume"
+            f"cannot write {folder} ({error.strerror or error}); {safe}; free {need} MiB and go on with --resume"
         ) from error
     for old in sorted(folder.parent.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
@@ -116,7 +117,8 @@ def stored_recipe(run: Path, trust_code: bool = False) -> Recipe:
 
 def check_recipe(stored: dict[str, Any], recipe: Recipe, source: Path) -> None:
     """`UserError` that lists the differences where the stored recipe is another one."""
-    found = differences(stored, to_config(recipe))
+    given = to_config(recipe) | {"description": stored.get("description")}  # words may change
+    found = differences(stored, given)
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(

@@ -1,16 +1,15 @@
-"""The log of a training run: `log.jsonl`, TensorBoard if asked for, and what the person at the terminal sees."""
+"""The log of a training run: `log.jsonl`, and TensorBoard if asked for."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.files import write_file
+from fewstep.pretrained import newest_checkpoint
 
 BUCKETS = ("0", "0-0.25", "0.25-0.5", "0.5-0.75", "0.75-1")
 
@@ -48,18 +47,29 @@ class Log:
     def __init__(self, run: Path, step: int, tensorboard: bool):
         self.path = run / "log.jsonl"
         kept = [line for line in read_log(run) if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.writer = _tensorboard(run) if tensorboard else None
+        write_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.writer = _tensorboard(run, step) if tensorboard else None
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line, and its numbers to TensorBoard."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path} ({error.strerror or error}); the newest whole checkpoint is "
+                f"{newest_checkpoint(self.path.parent)}; make room and go on with --resume"
+            ) from error
         if self.writer is not None:
             numbers = {k: v for k, v in line.items() if isinstance(v, float)}
             numbers |= {f"raw_by_bucket/{k}": v for k, v in line["raw_by_bucket"].items()}
             for name, value in numbers.items():
                 self.writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        """Flush what TensorBoard still holds."""
+        if self.writer is not None:
+            self.writer.close()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -74,45 +84,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class Meter:
-    """Progress with rate and time left: a bar on a terminal, a line every 20 seconds elsewhere."""
-
-    def __init__(self, title: str, total: int, done: int = 0, unit: str = "step", quiet: bool = False):
-        self.console = Console(stderr=True, quiet=quiet)
-        self.title, self.total, self.first, self.unit = title, total, done, unit
-        self.start = self.last = time.monotonic()
-        self.bar: Progress | None = None
-        if self.console.is_terminal and not quiet:
-            self.bar = Progress(
-                TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
-            self.task = self.bar.add_task(title, total=total, completed=done, note="")
-            self.bar.start()
-
-    def __enter__(self) -> "Meter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def update(self, done: int, note: str = "") -> None:
-        """Show that `done` of the total are done."""
-        now = time.monotonic()
-        rate = (done - self.first) / max(now - self.start, 1e-9)
-        note = f"{rate:.1f} {self.unit}s/s  {note}"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=done, note=note)
-        elif now - self.last > 20 or done == self.total:
-            self.last = now
-            left = (self.total - done) / max(rate, 1e-9)
-            self.console.print(f"{self.title}: {done}/{self.total}  {note}  {left:.0f} s left", highlight=False)
-
-
-def _tensorboard(run: Path) -> Any:
+def _tensorboard(run: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("--tensorboard needs the tensorboard package: pip install 'fewstep[tensorboard]'") from error
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

@@ -22,13 +22,14 @@ from torch.optim.swa_utils import AveragedModel
 from fewstep.configuration import to_config
 from fewstep.draws import Shard, Source
 from fewstep.errors import UserError
-from fewstep.files import remove_partial, write_file
+from fewstep.files import PARTIAL, remove_partial, write_file
 from fewstep.models.base import Model
 from fewstep.objectives.base import Batch, Objective
 from fewstep.pretrained import newest_checkpoint, parse_json
+from fewstep.progress import Meter
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.training.checkpoint import TrainingState, check_recipe, restore_checkpoint, save_checkpoint
-from fewstep.training.log import Averages, Log, Meter
+from fewstep.training.log import Averages, Log
 
 PATIENCE = 10  # non-finite steps in a row before training stops
 
@@ -37,7 +38,8 @@ PATIENCE = 10  # non-finite steps in a row before training stops
 class TrainingOptions:
     """Where and how to run, which changes nothing in the result but its rounding.
 
-    `stop_after` is in seconds; `data` is the folder of the data sets; `quiet` hides the progress.
+    `stop_after` is in seconds; `data` is the folder of the data sets; `quiet` hides the progress; `command`, if given, is
+    kept in `command.txt` for the report.
     """
 
     out: Path
@@ -50,6 +52,7 @@ class TrainingOptions:
     log_every: int = 50
     tensorboard: bool = False
     quiet: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +91,19 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=options.device == "cpu")
+    accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision="no", gradient_accumulation_steps=1)
     rank, count = accelerator.process_index, accelerator.num_processes
     _check_folder(recipe, options)
-    if accelerator.is_main_process:
-        _prepare_folder(recipe, options.out)
-    accelerator.wait_for_everyone()
     if recipe.batch_size % count:
         raise UserError(
             f"batch_size = {recipe.batch_size} is not divisible by the {count} processes: change one of them"
         )
 
-    torch.manual_seed(recipe.seed)
     examples = recipe.dataset.train(options.data)
+    if accelerator.is_main_process:
+        _prepare_folder(recipe, options)
+    accelerator.wait_for_everyone()
+    torch.manual_seed(recipe.seed)
     model = recipe.model.build(recipe.dataset.item_shape)
     model.fit(examples.take(min(examples.size or 10_000, 10_000))["x_0"])
     optimiser = make_optimiser(model, recipe.optimiser)
@@ -139,7 +142,8 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
 
     def save() -> None:
         if accelerator.is_main_process:
-            save_checkpoint(options.out, state, recipe)
+            # amid steps that are not finite the weights may be ruined already: then nothing older is removed
+            save_checkpoint(options.out, state, recipe, keep=3 if in_a_row else 2)
         accelerator.wait_for_everyone()
 
     module.train()
@@ -167,7 +171,7 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
                     log.write(line)
                 meter.update(state.step, f"loss {line.get('loss', math.nan):.4g}")
                 averages = Averages()
-            if state.step % options.checkpoint_every == 0 and state.step < recipe.steps:
+            if state.step % options.checkpoint_every == 0 and state.step < recipe.steps and not in_a_row:
                 save()
                 saved_at = state.step
             out_of_time = options.stop_after is not None and time.monotonic() - start >= options.stop_after
@@ -176,6 +180,8 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
                 break
     if saved_at != state.step:
         save()
+    if log is not None:
+        log.close()
     checkpoint = newest_checkpoint(options.out)
     if checkpoint is None:
         raise RuntimeError(f"no checkpoint in {options.out} after training")
@@ -209,11 +215,11 @@ def ema_update(decay: float, warmup: bool):
 
 @contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying, so that the run can end with a checkpoint; a second one kills."""
+    """Collects SIGINT and SIGTERM instead of dying, so that the run can end with a checkpoint; the same again kills."""
     caught: list[int] = []
 
     def catch(number: int, frame: object) -> None:
-        if caught:
+        if number in caught:
             raise KeyboardInterrupt
         caught.append(number)
 
@@ -232,24 +238,32 @@ def _check_folder(recipe: Recipe, options: TrainingOptions) -> None:
     """The run folder holds nothing, or a run of this recipe that is to be resumed."""
     stored = options.out / "recipe.json"
     newest = newest_checkpoint(options.out)
+    others = (
+        [path for path in options.out.iterdir() if path.name != PARTIAL + stored.name] if options.out.exists() else []
+    )
+    record = parse_json(stored.read_bytes(), stored) if stored.exists() else {}
+    if others and record.get("class") != f"{Recipe.__module__}.{Recipe.__qualname__}":
+        raise UserError(f"{options.out} is not empty and not a run of fewstep: choose another --out")
     if newest is not None and not options.resume:
         raise UserError(
             f"{options.out} already holds a run ({newest.name}): add --resume to go on, or choose another --out"
         )
-    if options.resume and stored.exists():
-        check_recipe(parse_json(stored.read_bytes(), stored), recipe, stored)
+    if options.resume and record:
+        check_recipe(record, recipe, stored)
 
 
-def _prepare_folder(recipe: Recipe, run: Path) -> None:
-    """Clear away what an interrupted write left, and store the recipe."""
-    remove_partial(run)
-    remove_partial(run / "checkpoints")
-    write_file(run / "recipe.json", json.dumps(to_config(recipe), indent=1))
+def _prepare_folder(recipe: Recipe, options: TrainingOptions) -> None:
+    """Clear away what an interrupted write left, and store the recipe and the command."""
+    remove_partial(options.out)
+    remove_partial(options.out / "checkpoints")
+    write_file(options.out / "recipe.json", json.dumps(to_config(recipe), indent=1))
+    if options.command:
+        write_file(options.out / "command.txt", options.command + "\n")
 
 
 def _diverged(run: Path, step: int) -> str:
     last = newest_checkpoint(run)
-    where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+    where = f"the last good checkpoint is {last}, from before them" if last else "there is no checkpoint yet"
     return (
         f"{PATIENCE} steps in a row up to step {step} had a loss or gradient that is not finite, and were skipped; {where}; "
         "lower --optimiser.lr, set --optimiser.clip-norm, or use --precision no, and look at log.jsonl"

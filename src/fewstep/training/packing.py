@@ -7,15 +7,19 @@ import tarfile
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.files import CHECKSUMS, read_checked, write_folder
+from fewstep.files import CHECKSUMS, read_checked, write_file, write_folder
 from fewstep.pretrained import newest_checkpoint, parse_json
 from fewstep.training.checkpoint import STATE, TENSORS
 
 MANIFEST = "manifest.json"
+OF_THE_RUN = ("recipe.json", "log.jsonl", "command.txt")
 
 
 def pack(run: Path, folder: Path, max_file_size: int) -> list[Path]:
-    """Write the newest checkpoint of `run` to `folder` as parts of at most `max_file_size` bytes (from 1 KiB up)."""
+    """Write the newest checkpoint of `run` to `folder` as parts of at most `max_file_size` bytes (from 1 KiB up).
+
+    The run's recipe, log and command go along.
+    """
     if max_file_size < 1024:
         raise UserError(f"parts of {max_file_size} bytes are too small: give at least 1KiB")
     checkpoint = newest_checkpoint(run)
@@ -29,6 +33,9 @@ def pack(run: Path, folder: Path, max_file_size: int) -> list[Path]:
             if path.name != CHECKSUMS:
                 read_checked(checkpoint, path.name)
             tar.add(path, arcname=path.name)
+        for name in OF_THE_RUN:
+            if (run / name).exists():
+                tar.add(run / name, arcname="run-" + name)
     content = archive.getvalue()
     parts = [content[i : i + max_file_size] for i in range(0, len(content), max_file_size)]
     names = [f"part-{i:04d}" for i in range(len(parts))]
@@ -42,7 +49,10 @@ def pack(run: Path, folder: Path, max_file_size: int) -> list[Path]:
 
 
 def unpack(folder: Path, run: Path) -> Path:
-    """Put the parts in `folder` together as a checkpoint of `run`; every file is checked before anything is written."""
+    """Put the parts in `folder` together as a checkpoint of `run`; every file is checked before anything is written.
+
+    What the run folder has already of recipe, log and command stays.
+    """
     manifest = parse_json(read_checked(folder, MANIFEST), folder / MANIFEST)
     content = b"".join(read_checked(folder, name) for name in manifest["parts"])
     name = str(manifest["checkpoint"])
@@ -61,5 +71,9 @@ def unpack(folder: Path, run: Path) -> Path:
     files.pop(CHECKSUMS, None)  # made anew
     if not {STATE, TENSORS} <= set(files):
         raise UserError(f"{folder} is no packed checkpoint: it lacks {STATE} or {TENSORS}")
+    of_the_run = {name: files.pop("run-" + name) for name in OF_THE_RUN if "run-" + name in files}
     write_folder(target, files)
+    for name, content in of_the_run.items():
+        if not (run / name).exists():
+            write_file(run / name, content)
     return target

@@ -1,0 +1,56 @@
+"""The shipped recipes reach what the README says: minutes of training each, run by make test-slow."""
+
+import pytest
+import torch
+
+import fewstep
+from fewstep.evaluation import EvaluationPlan, evaluate
+from fewstep.recipes import find_recipe
+from fewstep.training import train
+from test_training import options
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_cores():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def rows(result) -> dict[tuple[int, int], dict[str, float]]:
+    return {(row["steps"], row["flow_steps"]): row for row in result["samples"]}
+
+
+def test_ring_stmd(tmp_path):
+    """Energy distance (unbiased, 6000 samples) at most .02 at N = 4, M = 1 and .003 at N = 4, M = 4."""
+    recipe = find_recipe("ring-stmd")
+    train(recipe, options(tmp_path))
+    result = evaluate(fewstep.load(tmp_path), recipe.dataset, EvaluationPlan(steps=(4,), batch_size=6000))
+    distances = {key: row["energy_distance"] for key, row in rows(result).items()}
+    assert distances[4, 1] <= 0.02
+    assert distances[4, 4] <= 0.003
+    spread = {(row["tau"], row["flow_steps"]): row["spread_skill"] for row in result["posterior"]}
+    assert all(0.9 < value < 1.1 for (_, flow_steps), value in spread.items() if flow_steps == 4)
+
+
+def test_ring_ddpm_needs_many_steps(tmp_path):
+    """The mean in place of draws: far off at 4 steps, close at 64."""
+    recipe = find_recipe("ring-ddpm")
+    train(recipe, options(tmp_path))
+    result = evaluate(fewstep.load(tmp_path), recipe.dataset, EvaluationPlan(steps=(4, 64), batch_size=6000))
+    distances = {key: row["energy_distance"] for key, row in rows(result).items()}
+    assert distances[4, 1] > 0.1
+    assert distances[64, 1] < 0.02
+
+
+def test_digits_stmd(tmp_path):
+    """At N = 4, M = 4 the Frechet distance is at most four times its floor, and the draws vary as much as they err."""
+    recipe = find_recipe("digits-stmd")
+    train(recipe, options(tmp_path))
+    result = evaluate(fewstep.load(tmp_path), recipe.dataset, EvaluationPlan(steps=(4,)))
+    assert rows(result)[4, 4]["frechet"] < 4 * result["floor"]["frechet"]
+    late = [row["spread_skill"] for row in result["posterior"] if row["flow_steps"] == 4 and row["tau"] >= 0.2]
+    assert all(0.85 < value < 1.15 for value in late)
