@@ -9,14 +9,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test test-slow lint venv clean
 
 demo: venv
-	@echo "== train (about 4 minutes on two cores; make demo again goes on where it was stopped)"
+	@echo "== train (4 to 5 minutes on two cores; make demo again goes on where it was stopped)"
 	$(BIN)/fewstep train digits-stmd --out $(RUN) --resume
 	@echo "== sample with 1, 2 and 4 steps"
 	@for steps in 1 2 4; do \
 		$(BIN)/fewstep sample $(RUN) --n 64 --steps $$steps --flow-steps 1 --out $(RUN)/samples-$$steps || exit 1; \
 	done
 	@echo "== evaluate"
-	$(BIN)/fewstep evaluate $(RUN)
+	$(BIN)/fewstep evaluate $(RUN) --pairs 200
 	@echo "== report"
 	$(BIN)/fewstep report $(RUN)
 

@@ -206,7 +206,7 @@ def test_bf16_trains_with_float32_weights(tmp_path):
 
 def test_bf16_goes_through_the_unet_and_gives_nearly_the_gradient_of_float32():
     """Also through its derivative in forward mode, whose tangents autocast must not leave in another precision."""
-    recipe = find_recipe("digits-stmd-unet")
+    recipe = find_recipe("digits-stmd")
     torch.manual_seed(0)
     model = recipe.model.build((1, 8, 8))
     batch = recipe.dataset.train().batch(32, torch.Generator().manual_seed(0))
