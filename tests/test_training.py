@@ -17,8 +17,10 @@ from fewstep.pretrained import newest_checkpoint
 from fewstep.recipe import Optimiser
 from fewstep.recipes import find_recipe
 from fewstep.training import TrainingOptions, train
+from fewstep.training.checkpoint import stored_recipe
 from fewstep.training.log import BUCKETS, Averages, read_log
 from fewstep.training.loop import LossModule, ema_update, learning_rate
+from fewstep.training.packing import pack, unpack
 from tiny import COUNT, Poisoned, tiny_recipe
 
 
@@ -71,6 +73,20 @@ def test_the_loaded_model_has_the_averaged_weights_and_the_measured_data(tmp_pat
     assert model.data_std.item() == pytest.approx(1, abs=0.02)  # the ring has unit variance per axis
     assert model.sampler == recipe.sampler
     assert not model.training
+
+
+def test_a_run_goes_on_elsewhere_in_parts(tmp_path):
+    """Packed, unpacked in another folder and resumed there, it ends with the same bits, recipe and log."""
+    recipe = tiny_recipe()
+    train(recipe, options(tmp_path / "whole", log_every=1))
+    for _ in range(5):
+        train(recipe, options(tmp_path / "here", stop_after=0.0, resume=True, log_every=1))
+    pack(tmp_path / "here", tmp_path / "parts", 5000)
+    unpack(tmp_path / "parts", tmp_path / "there")
+    assert stored_recipe(tmp_path / "there") == recipe
+    train(recipe, options(tmp_path / "there", resume=True, log_every=1))
+    assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "there"))
+    assert [line["step"] for line in read_log(tmp_path / "there")] == list(range(1, 13))
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
