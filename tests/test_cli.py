@@ -112,9 +112,9 @@ MISTAKES = {
     "no log": (["train", "ring-stmd", "--log-every", "0"], "from 1 up"),
     "a bad duration": (["train", "ring-stmd", "--stop-after", "5 minutes"], "90s"),
     "a missing file": (["train", "nothing.py"], "nothing.py does not exist"),
-    "a run of nothing": (["sample", "nothing"], "is missing"),
-    "an evaluation of nothing": (["evaluate", "nothing"], "is missing"),
-    "a report of nothing": (["report", "nothing"], "is missing"),
+    "a run of nothing": (["sample", "nothing"], "there is no folder nothing"),
+    "an evaluation of nothing": (["evaluate", "nothing"], "there is no folder nothing"),
+    "a report of nothing": (["report", "nothing"], "there is no folder nothing"),
     "no run": (["sample"], "sample --help"),
     "sample 0": (["sample", "RUN", "--n", "0"], "--n"),
     "sample in no steps": (["sample", "RUN", "--steps", "0"], "from 1 up"),
@@ -221,7 +221,7 @@ def test_sample_writes_arrays_and_how_they_were_made(capsys, run, tmp_path):
     assert x_0.shape == (5, 2)
     assert np.isfinite(x_0).all()
     info = json.loads((out / "samples.json").read_text())
-    assert info.keys() == {"n", "steps", "flow_steps", "sampler", "nfe", "seed", "seconds"}
+    assert info.keys() == {"n", "checkpoint", "steps", "flow_steps", "sampler", "nfe", "seed", "seconds"}
     expected = {"n": 5, "steps": 3, "flow_steps": 2, "nfe": 6, "seed": 4}
     assert {key: info[key] for key in expected} == expected
     assert "6 network evaluations" in capsys.readouterr().out
@@ -250,7 +250,17 @@ def test_evaluate_then_report(capsys, run, tmp_path):
     assert status("evaluate", copy, *MEASURE) == 0
     assert "real vs real" in capsys.readouterr().out
     result = json.loads((copy / "evaluation.json").read_text())
-    assert result.keys() == {"recipe", "command", "n", "reference", "seed", "floor", "samples", "posterior"}
+    assert result.keys() == {
+        "recipe",
+        "command",
+        "checkpoint",
+        "n",
+        "reference",
+        "seed",
+        "floor",
+        "samples",
+        "posterior",
+    }
     assert result["recipe"] == "ring-stmd"
     assert result["n"] == 60
     assert [(row["steps"], row["flow_steps"], row["nfe"]) for row in result["samples"]] == [

@@ -161,7 +161,7 @@ def test_tables_show_every_row(exact_result):
     assert "ring" in title
     assert "300" in title
     assert [len(row) for row in rows] == [len(header)] * 3
-    assert rows[0][0] == "real vs real"
+    assert rows[0][0] == "real vs real (300)"
     assert [row[0] for row in rows[1:]] == ["1", "3"]
     assert [len(row) for row in posterior_rows] == [len(posterior_header)] * 2
     assert "Frechet distance" not in header
@@ -192,7 +192,7 @@ def test_images_are_compared_in_the_features_of_a_classifier(monkeypatch, tmp_pa
     assert "Frechet distance" in tables({"recipe": "digits", **first})[0][1]
     assert all(path.suffix in (".json", ".safetensors") for path in (tmp_path / "cache").rglob("*") if path.is_file())
 
-    with pytest.raises(UserError, match="more than 128"):
+    with pytest.raises(UserError, match="128 features needs more than that"):
         evaluate(model, Digits(), EvaluationPlan(n=100, steps=(1,), flow_steps=(1,), taus=()))
 
     (weights,) = (tmp_path / "cache").rglob("classifier.safetensors")

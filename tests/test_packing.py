@@ -123,13 +123,22 @@ def test_parts_do_not_write_outside_the_run(parts, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("1024", 1024), ("500kB", 500_000), ("16MiB", 2**24), ("1GB", 10**9), ("2 KiB", 2048), ("3B", 3), ("1GiB", 2**30)],
+    [
+        ("1024", 1024),
+        ("500kB", 500_000),
+        ("16MiB", 2**24),
+        ("1GB", 10**9),
+        ("16mib", 2**24),
+        ("2 KiB", 2048),
+        ("3B", 3),
+        ("1GiB", 2**30),
+    ],
 )
 def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "1.5MiB", "-1kB", "0", "0MiB", "16 MiBs", "16mib", "1e3", "16MiB "])
+@pytest.mark.parametrize("text", ["", "MiB", "1.5MiB", "-1kB", "0", "0MiB", "16 MiBs", "16mbi", "1e3", "16MiB "])
 def test_sizes_that_are_none(text):
     with pytest.raises(UserError, match="is not a size"):
         parse_size(text)

@@ -54,7 +54,7 @@ def _resolve(name: Any, trust_code: bool) -> type:
     module, _, attribute = name.rpartition(".")
     if not trust_code and not (module == "fewstep" or module.startswith("fewstep.")):
         raise UserError(
-            f"{name} is not part of fewstep: loading it runs its code; pass trust_code=True if you trust it"
+            f"{name} is not part of fewstep: loading it runs its code; if you trust it, pass trust_code=True (--trust-code)"
         )
     try:
         cls = getattr(importlib.import_module(module), attribute)

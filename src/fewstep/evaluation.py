@@ -21,6 +21,7 @@ from fewstep.errors import UserError
 from fewstep.features import classifier_of
 from fewstep.metrics import EnergyDistance, EnergyScore, FrechetDistance, Metric, SlicedWasserstein, SpreadSkill
 from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
+from fewstep.networks.classifier import Classifier
 from fewstep.posterior import FlowPosterior
 from fewstep.pretrained import sample
 from fewstep.progress import Meter
@@ -60,11 +61,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """The two tables as JSON; keys in docs/json.md."""
     test = dataset.test(data)
+    with_features = dataset.num_classes > 0 and len(dataset.item_shape) == 3
+    if with_features and plan.n is not None and plan.n <= Classifier.FEATURES:
+        raise UserError(f"a Frechet distance in {Classifier.FEATURES} features needs more than that, not n = {plan.n}")
     n = plan.n or (6000 if test.size is None else min(test.size, 10_000))
     reference = test.take(min(n, test.size or n))["x_0"]
     metrics: list[Metric] = [EnergyDistance(), SlicedWasserstein()]
     extractor = None
-    if dataset.num_classes and len(dataset.item_shape) == 3:
+    if with_features:
         extractor = classifier_of(dataset, data, quiet)
         metrics.append(FrechetDistance(features=extractor.classifier.all_features))
     train = dataset.train(data)
@@ -128,7 +132,7 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     """`(title, header, rows)` of each table, as text; also what the report shows."""
     names = {"energy_distance": "energy distance", "sliced_w2": "sliced W2", "frechet": "Frechet distance"}
     present = {key: name for key, name in names.items() if key in result["floor"]}
-    rows = [["real vs real", "", "", *(f"{result['floor'][key]:.4g}" for key in present), ""]]
+    rows = [[f"real vs real ({result['floor']['n']})", "", "", *(f"{result['floor'][key]:.4g}" for key in present), ""]]
     for row in result["samples"]:
         distances = [f"{row[key]:.4g}" for key in present]
         counts = [str(row["steps"]), str(row["flow_steps"]), f"{row['nfe']:g}"]

@@ -34,6 +34,8 @@ class GaussianMixture:
         parts = (self.weights, self.means, self.covariances)
         if not all(isinstance(p, Tensor) and p.is_floating_point() for p in parts) or len({p.dtype for p in parts}) > 1:
             raise UserError("weights, means and covariances are floating tensors of one dtype, float64 for choice")
+        if self.means.ndim < 2:
+            raise UserError(f"means of shape {tuple(self.means.shape)}: give (..., K, d), in one dimension (K, 1)")
         k, d = self.means.shape[-2:]
         if self.weights.shape[-1] != k or self.covariances.shape[-3:] != (k, d, d):
             raise UserError(

@@ -70,7 +70,7 @@ class DiracPosterior(Posterior):
         return self.location
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowPosterior(Posterior):
     """The law of `decode(z_0, x_tau, tau)` for `z_1 ~ N(0, I)` carried by `u(z, r, t, x_tau, tau)` (eq. 20).
 

@@ -35,7 +35,12 @@ def load(folder: str | Path, *, device: str = "cpu", trust_code: bool = False) -
     where the configuration names code outside fewstep and `trust_code` is not set.
     """
     check_device(device)
-    folder = newest_checkpoint(Path(folder)) or Path(folder)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}: give the folder of a trained model, as `fewstep train` writes it"
+        )
+    folder = newest_checkpoint(folder) or folder
     config = parse_json(read_checked(folder, CONFIG), folder / CONFIG)
     missing = [key for key in ("model", "item_shape", "schedule", "sampler") if key not in config]
     if missing:
@@ -119,7 +124,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"there is no device {device!r} here ({str(error).splitlines()[0]}); use cpu") from error
+        raise UserError(f"there is no device {device!r} here ({str(error).splitlines()[0][:80]}); use cpu") from error
     if torch.device(device).type == "meta":
         raise UserError("the device meta holds no numbers; use cpu")
 

@@ -20,12 +20,16 @@ class Optimiser:
     """
 
     lr: float = 5e-4
+    """Learning rate."""
     beta_1: float = 0.9
     beta_2: float = 0.999
     weight_decay: float = 0.0
     warmup_steps: int = 0
+    """Steps over which the learning rate grows to its value."""
     decay: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after the warm-up."""
     clip_norm: float | None = None
+    """Bound of the norm of the gradient; None leaves it alone."""
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf or self.warmup_steps < 0 or not self.weight_decay >= 0:
@@ -40,22 +44,26 @@ class Optimiser:
 class Recipe:
     """Dataset, model, objective, optimiser and budget of one experiment.
 
-    `batch_size` items a step over all processes together; `ema_decay` of the averaged weights, which `ema_warmup` lets
-    grow as (1 + k) / (10 + k) over the first updates k; `sampler` is what the trained model samples with by default.
+    `sampler` is what the trained model samples with by default.
     """
 
     name: str
-    description: str
+    description: str = ""
     dataset: Dataset
     model: ModelConfig
     objective: Objective
     sampler: Sampler = Ancestral()
     optimiser: Optimiser = Optimiser()
     steps: int = 1000
+    """Optimiser steps of the whole training."""
     batch_size: int = 64
+    """Items a step, over all processes together."""
     ema_decay: float = 0.9995
-    ema_warmup: bool = False
+    """Decay of the averaged weights, which are what is saved and sampled from."""
+    ema_warmup: bool = True
+    """Let the decay grow as (1 + k) / (10 + k) over the first updates k, so that the initial weights are forgotten."""
     seed: int = 0
+    """Seed of the initial weights and of every draw in training."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or not 0 <= self.ema_decay < 1:

@@ -16,7 +16,7 @@ from fewstep.draws import item_generators, normal
 from fewstep.evaluation import tables
 from fewstep.files import write_file
 from fewstep.models.base import PosteriorModel
-from fewstep.pretrained import load, sample
+from fewstep.pretrained import load, newest_checkpoint, sample
 from fewstep.samplers.ancestral import Ancestral
 from fewstep.training.checkpoint import stored_recipe
 from fewstep.training.log import read_log
@@ -66,6 +66,10 @@ def write_report(
     evaluation = run / "evaluation.json"
     if evaluation.exists():
         result = json.loads(evaluation.read_text())
+        newest, measured = newest_checkpoint(run), result.get("checkpoint")
+        if newest and measured and newest.name != measured:
+            stale = f"These numbers are of {measured}; the pictures are of {newest.name}. Run fewstep evaluate again."
+            parts.append(f"<p><b>{html.escape(stale)}</b></p>")
         parts += ["<h2>Measurements</h2>", *(_table(*table) for table in tables(result)), _features(result)]
     grids = [f"fewstep sample {run} --n {n} --steps {count} --flow-steps 1 --seed {seed}" for count in steps]
     commands = _commands(run, recipe.name, grids)
@@ -161,11 +165,11 @@ def _curves(log: list[dict[str, Any]]) -> bytes:
     figure, axes = _figure_of(2, 3.2, wide=True)
     log = [line for line in log if "loss" in line]
     steps = [line["step"] for line in log]
-    axes[0].plot(steps, [line["loss"] for line in log])
+    axes[0].plot(steps, [line["loss"] for line in log], marker=".")
     axes[0].set(xlabel="step", ylabel="loss", yscale="log")
     for bucket in sorted({name for line in log for name in line["raw_by_bucket"]}):
         pairs = [(line["step"], line["raw_by_bucket"][bucket]) for line in log if bucket in line["raw_by_bucket"]]
-        axes[1].plot(*zip(*pairs, strict=True), label=bucket)
+        axes[1].plot(*zip(*pairs, strict=True), marker=".", label=bucket)
     axes[1].set(xlabel="step", ylabel="raw squared error", yscale="log")
     axes[1].legend(title="t - r (or tau)", fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
     return _png(figure)

@@ -59,5 +59,5 @@ def parse_duration(text: str) -> float:
 
 def _one_line(box: str) -> str:
     rows = [line.strip("│╭╮╰╯─ \n") for line in box.splitlines()]
-    said = [row for row in rows[1:] if row.strip("-+| ") and not row.startswith("For full helptext")]
+    said = [row for row in rows[1:] if row.strip("-+| ") and "--help" not in row]
     return " ".join(row.strip("| ") for row in said).rstrip(".")

@@ -35,7 +35,9 @@ def override(sampler: Sampler | None, flags: SamplerFlags) -> Sampler:
         if steps is None and flags.grid not in _GRIDS:
             steps = flags.grid.count(",")
     if flags.kernel is not None:
-        changes["kernel"] = "bridge" if flags.kernel == "bridge" else _number(flags.kernel, "--kernel")
+        changes["kernel"] = (
+            "bridge" if flags.kernel == "bridge" else _number(flags.kernel, "--kernel", "bridge or c from 0 to 1")
+        )
     chosen = (sampler or Ancestral()).with_steps(steps, flags.flow_steps)
     if not changes:
         return chosen
@@ -47,11 +49,12 @@ def override(sampler: Sampler | None, flags: SamplerFlags) -> Sampler:
 def _grid(text: str) -> Grid:
     if text in _GRIDS:
         return _GRIDS[text]
-    return CustomGrid(times=tuple(_number(part, "--grid") for part in text.split(",")))
+    expected = "uniform, log-snr or times such as 1,0.6,0.2,0"
+    return CustomGrid(times=tuple(_number(part, "--grid", expected) for part in text.split(",")))
 
 
-def _number(text: str, flag: str) -> float:
+def _number(text: str, flag: str, expected: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f"{flag}: {text!r} is neither a number nor a name it knows; see --help") from error
+        raise UserError(f"{flag} is {expected}, not {text!r}") from error

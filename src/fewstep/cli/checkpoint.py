@@ -12,7 +12,7 @@ from pathlib import Path
 from fewstep.cli._parsing import parse
 from fewstep.errors import UserError
 
-_SIZES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,6 @@ def run(arguments: list[str]) -> int:
 def parse_size(text: str) -> int:
     """Bytes of a size such as 500kB or 16MiB. Raises `UserError` on anything else."""
     match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text)
-    if match is None or match[2] not in _SIZES or int(match[1]) == 0:
+    if match is None or match[2].lower() not in _SIZES or int(match[1]) == 0:
         raise UserError(f"{text!r} is not a size: write 500kB, 16MiB or 1GB")
-    return int(match[1]) * _SIZES[match[2]]
+    return int(match[1]) * _SIZES[match[2].lower()]

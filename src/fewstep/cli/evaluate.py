@@ -2,8 +2,9 @@
 
 Writes evaluation.json to the run's folder (keys in docs/json.md) and prints two tables. The first compares samples with
 held-out data for every number of steps N and flow steps M, each beside the same distance between real and real data at
-the same size: a sampler cannot be told from the data where it is at the floor. The second asks, for held-out pairs
-(x_0, x_tau), whether the draws from q(x_0 | x_tau) vary as much as they err: spread/skill is 1 where they do.
+the same size (or as much as there is): a sampler cannot be told from the data where it is at the floor. The energy
+distance is unbiased, so it may fall below 0. The second table asks, for held-out pairs (x_0, x_tau), whether the draws
+from q(x_0 | x_tau) vary as much as they err: spread/skill is 1 where they do.
 """
 
 import json
@@ -58,7 +59,7 @@ def run(arguments: list[str]) -> int:
     flags = parse(Flags, arguments, "evaluate", __doc__)
 
     from fewstep.evaluation import EvaluationPlan, evaluate
-    from fewstep.pretrained import load
+    from fewstep.pretrained import load, newest_checkpoint
     from fewstep.training.checkpoint import stored_recipe
 
     allow_code_here(flags.trust_code)
@@ -66,10 +67,12 @@ def run(arguments: list[str]) -> int:
     recipe = stored_recipe(flags.run, flags.trust_code)
     shared = ("n", "steps", "flow_steps", "taus", "pairs", "draws", "seed", "batch_size")
     plan = EvaluationPlan(**{name: getattr(flags, name) for name in shared})
+    checkpoint = newest_checkpoint(flags.run) or flags.run
     command = shlex.join(["fewstep", "evaluate", *arguments])
     result = {
         "recipe": recipe.name,
         "command": command,
+        "checkpoint": checkpoint.name,
         **evaluate(model, recipe.dataset, plan, flags.data, quiet=False),
     }
     write_file(flags.out or flags.run / "evaluation.json", json.dumps(result, indent=1))

@@ -2,7 +2,7 @@
 
 RUN is the folder of a run (its newest checkpoint is used), a checkpoint or a saved model. Writes samples.npz (array
 x_0), for images samples.png, and samples.json (how they were made; docs/json.md) to --out. Sample i of a seed is the
-same in every batch size and however many are drawn.
+same, to rounding, in every batch size and however many are drawn.
 """
 
 import json
@@ -20,7 +20,7 @@ from fewstep.configuration import to_config
 from fewstep.errors import UserError
 from fewstep.files import write_file
 from fewstep.models.base import EvaluationCounter
-from fewstep.pretrained import load, sample
+from fewstep.pretrained import load, newest_checkpoint, sample
 from fewstep.progress import Meter
 
 
@@ -49,12 +49,14 @@ def run(arguments: list[str]) -> int:
     from fewstep import pictures
 
     flags = parse(Flags, arguments, "sample", __doc__)
+    out = flags.out or flags.run / "samples"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder")
     if flags.n < 1:
         raise UserError(f"--n counts samples from 1 up, not {flags.n}")
     allow_code_here(flags.trust_code)
     model = load(flags.run, device=flags.device, trust_code=flags.trust_code)
     sampler = override(model.sampler, flags)
-    out = flags.out or flags.run / "samples"
     start = time.monotonic()
     with EvaluationCounter(model) as counter, Meter("sampling", flags.n, unit="item") as meter:
         x_0 = sample(
@@ -69,6 +71,7 @@ def run(arguments: list[str]) -> int:
         "sampler": config,
         "nfe": nfe,
         "seed": flags.seed,
+        "checkpoint": (newest_checkpoint(flags.run) or flags.run).name,
         "seconds": time.monotonic() - start,
     }
     write_file(out / "samples.npz", pictures.npz_bytes(x_0=x_0.numpy()))

@@ -1,7 +1,8 @@
 """Train a recipe: fewstep train RECIPE|FILE.py [flags]
 
 RECIPE is a name from `fewstep recipes`; FILE.py is a file of yours with a variable `recipe = Recipe(...)`, and running
-it runs its code. Every field of the recipe is a flag, such as --steps 500 or --objective.frac-r-below-t 0.25. Training
+it runs its code. Every number, word and
+switch of the recipe is a flag, such as --steps 500 or --objective.frac-r-below-t 0.25; classes are chosen in a FILE.py. Training
 writes checkpoints and a log to the folder --out; a run that was stopped goes on with --resume. On several processes:
 accelerate launch --num_processes 2 -m fewstep train RECIPE.
 """
@@ -9,6 +10,7 @@ accelerate launch --num_processes 2 -m fewstep train RECIPE.
 import importlib.util
 import shlex
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -76,6 +78,12 @@ def run(arguments: list[str]) -> int:
     done = f"{outcome.step} of {flags.recipe.steps} steps in {outcome.seconds:.0f} s, {outcome.skipped} skipped"
     end = {"finished": "finished", "time": "stopped for time", "interrupted": "interrupted"}[outcome.reason]
     sys.stdout.write(f"{end}: {done}; checkpoint {outcome.checkpoint}\n")
+    kept = 1.0 if flags.recipe.ema_warmup else 1 - flags.recipe.ema_decay**outcome.step
+    if kept < 0.95:
+        sys.stdout.write(
+            f"note: after {outcome.step} steps the averaged weights, which are what is saved, are still {1 - kept:.0%} the "
+            "initial ones: train longer, lower --ema-decay, or start anew with --ema-warmup\n"
+        )
     if outcome.reason != "finished":
         sys.stdout.write(f"go on with: {command} --resume\n")
     return 130 if outcome.reason == "interrupted" else 0
@@ -99,7 +107,9 @@ def _from_file(path: Path) -> Recipe:
     except UserError:
         raise
     except Exception as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        number = error.lineno if isinstance(error, SyntaxError) else (frames or [None])[-1]
+        line = f", line {number}" if number else ""
         raise UserError(f"{path}{line}: {type(error).__name__}: {error} (--debug shows where)") from error
     recipe = vars(module).get("recipe")
     if not isinstance(recipe, Recipe):

@@ -11,13 +11,15 @@ class Classifier(nn.Module):
     `features` are the 128 activations of the penultimate layer before the ReLU (the paper's appendix D).
     """
 
+    FEATURES = 128
+
     def __init__(self, item_shape: tuple[int, ...], num_classes: int, width: int = 32):
         super().__init__()
         channels, height, rows = item_shape
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.second = nn.Conv2d(width, 2 * width, 3, padding=1)
-        self.penultimate = nn.Linear(2 * width * (height // 4) * (rows // 4), 128)
-        self.last = nn.Linear(128, num_classes)
+        self.penultimate = nn.Linear(2 * width * (height // 4) * (rows // 4), self.FEATURES)
+        self.last = nn.Linear(self.FEATURES, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
         """`(batch, 128)`, before the ReLU."""

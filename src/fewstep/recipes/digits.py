@@ -29,6 +29,7 @@ digits_stmd = Recipe(
     steps=1200,
     batch_size=64,
     ema_decay=0.997,
+    ema_warmup=False,
 )
 
 digits_ddpm = replace(

@@ -21,6 +21,7 @@ ring_stmd = Recipe(
     steps=6000,
     batch_size=512,
     ema_decay=0.998,
+    ema_warmup=False,
 )
 
 ring_ddpm = replace(

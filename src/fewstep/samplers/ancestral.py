@@ -52,6 +52,10 @@ class Ancestral(Sampler):
             raise UserError(f"steps and flow_steps are whole numbers from 1 up, not {self.steps} and {self.flow_steps}")
         if self.kernel != "bridge" and not (isinstance(self.kernel, int | float) and 0 <= self.kernel <= 1):
             raise UserError(f"the kernel is 'bridge' or a number c from 0 (re-noising) to 1 (DDIM), not {self.kernel}")
+        if not isinstance(self.grid, Grid):
+            raise UserError(
+                f"grid is a fewstep.times.Grid, such as LogSNRGrid() or CustomGrid(times=...), not {self.grid!r}"
+            )
         if self.max_batch is not None and self.max_batch < 1:
             raise UserError(f"max_batch is at least 1, not {self.max_batch}")
         flow_times(self.flow_steps, self.flow_grid)
