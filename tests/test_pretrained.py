@@ -124,7 +124,7 @@ def test_an_edit_that_changes_nothing_is_no_error(folder):
 
 
 def test_damaged_and_missing_files(folder, tmp_path):
-    with pytest.raises(UserError, match="there is no folder .*nothing"):
+    with pytest.raises(UserError, match=r"there is no folder .*nothing"):
         load(tmp_path / "nothing")
     for name in ("config.json", "model.safetensors", CHECKSUMS):
         broken = tmp_path / f"without {name}"

@@ -30,16 +30,24 @@ from fewstep.samplers.ancestral import Ancestral
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """What to measure; `n` samples (None: as many as there are held-out items, at most 10000; 6000 of a mixture)."""
+    """What to measure. Raises `UserError` where a number is out of range."""
 
     n: int | None = None
+    """Number of samples; as many as there are held-out items (at most 10000; 6000 of a mixture) if left out."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """N: steps on the diffusion clock."""
     flow_steps: tuple[int, ...] = (1, 4)
+    """M: steps on the flow clock."""
     taus: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.8)
+    """Times at which the posterior is looked at."""
     pairs: int = 500
+    """Held-out pairs (x_0, x_tau) for each time."""
     draws: int = 16
+    """Draws from the posterior for each pair."""
     seed: int = 0
+    """Seed of the samples."""
     batch_size: int = 500
+    """Items at a time: bounds the memory, changes no sample."""
 
     def __post_init__(self) -> None:
         if min(*self.steps, *self.flow_steps, self.pairs, self.batch_size, self.n or 1) < 1 or self.n == 0:

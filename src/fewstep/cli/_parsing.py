@@ -19,6 +19,7 @@ def parse(form: type[T], arguments: list[str], command: str, description: str, d
     """The flags as an instance of the dataclass `form`. Raises `UserError` with tyro's complaint on one line."""
     import tyro
 
+    arguments = ["--n" if argument == "-n" else argument for argument in arguments]
     complaint = io.StringIO()
     width = os.environ.get("COLUMNS")
     try:
@@ -59,5 +60,5 @@ def parse_duration(text: str) -> float:
 
 def _one_line(box: str) -> str:
     rows = [line.strip("│╭╮╰╯─ \n") for line in box.splitlines()]
-    said = [row for row in rows[1:] if row.strip("-+| ") and "--help" not in row]
+    said = [row for row in rows[1:] if row.strip("-+| ") and "--help" not in row and "full helptext" not in row]
     return " ".join(row.strip("| ") for row in said).rstrip(".")

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fewstep.cli._parsing import allow_code_here, parse
+from fewstep.evaluation import EvaluationPlan, evaluate, tables
 from fewstep.files import write_file
 
 
@@ -28,22 +29,7 @@ class Flags:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
-    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Number of samples; as many as there are held-out items (at most 10000; 6000 of a mixture) if left out."""
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """N: steps on the diffusion clock."""
-    flow_steps: tuple[int, ...] = (1, 4)
-    """M: steps on the flow clock."""
-    taus: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.8)
-    """Times at which the posterior is looked at."""
-    pairs: int = 500
-    """Held-out pairs (x_0, x_tau) for each time."""
-    draws: int = 16
-    """Draws from the posterior for each pair."""
-    seed: int = 0
-    """Seed of the samples."""
-    batch_size: int = 500
-    """Items at a time."""
+    plan: Annotated[EvaluationPlan, tyro.conf.arg(name="")] = EvaluationPlan()
     data: Path | None = None
     """Folder of the data sets; FEWSTEP_DATA if left out."""
     out: Path | None = None
@@ -58,22 +44,19 @@ def run(arguments: list[str]) -> int:
     """Evaluate, write the JSON, print the tables."""
     flags = parse(Flags, arguments, "evaluate", __doc__)
 
-    from fewstep.evaluation import EvaluationPlan, evaluate
     from fewstep.pretrained import load, newest_checkpoint
     from fewstep.training.checkpoint import stored_recipe
 
     allow_code_here(flags.trust_code)
     model = load(flags.run, device=flags.device, trust_code=flags.trust_code)
     recipe = stored_recipe(flags.run, flags.trust_code)
-    shared = ("n", "steps", "flow_steps", "taus", "pairs", "draws", "seed", "batch_size")
-    plan = EvaluationPlan(**{name: getattr(flags, name) for name in shared})
     checkpoint = newest_checkpoint(flags.run) or flags.run
     command = shlex.join(["fewstep", "evaluate", *arguments])
     result = {
         "recipe": recipe.name,
         "command": command,
         "checkpoint": checkpoint.name,
-        **evaluate(model, recipe.dataset, plan, flags.data, quiet=False),
+        **evaluate(model, recipe.dataset, flags.plan, flags.data, quiet=False),
     }
     write_file(flags.out or flags.run / "evaluation.json", json.dumps(result, indent=1))
     show(result, Console())
@@ -83,8 +66,6 @@ def run(arguments: list[str]) -> int:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print the two tables."""
-    from fewstep.evaluation import tables
-
     for title, header, rows in tables(result):
         table = Table(title=title, title_justify="left")
         for column in header:

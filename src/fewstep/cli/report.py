@@ -8,7 +8,6 @@ commands that make it all again. One file, pictures included, no network needed.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -23,7 +22,7 @@ class Flags:
     """Folder of the run."""
     steps: tuple[int, ...] = (1, 2, 4)
     """Numbers of steps N of the sample grids."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    n: int = 64
     """Samples in each grid."""
     seed: int = 0
     """Seed of the samples."""

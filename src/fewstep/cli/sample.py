@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -30,7 +29,7 @@ class Flags(SamplerFlags):
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    n: int = 64
     """Number of samples."""
     seed: int = 0
     """Seed of the run; item i has a generator of its own."""
