@@ -35,8 +35,8 @@ digits_stmd = Recipe(
 digits_ddpm = replace(
     digits_stmd,
     name="digits-ddpm",
-    description="DDPM on scikit-learn's digits, with the network and the budget of digits-stmd",
-    model=DenoiserConfig(network=digits_stmd.model.network),
+    description="DDPM on scikit-learn's digits, with the network, the scaling and the budget of digits-stmd",
+    model=DenoiserConfig(network=digits_stmd.model.network, scaling=GaussianScaling()),
     objective=Denoising(),
     sampler=Ancestral(steps=64),
 )

@@ -27,8 +27,8 @@ ring_stmd = Recipe(
 ring_ddpm = replace(
     ring_stmd,
     name="ring-ddpm",
-    description="DDPM on the eight-mode ring, with the network and the budget of ring-stmd",
-    model=DenoiserConfig(network=ring_stmd.model.network),
+    description="DDPM on the eight-mode ring, with the network, the scaling and the budget of ring-stmd",
+    model=DenoiserConfig(network=ring_stmd.model.network, scaling=GaussianScaling()),
     objective=Denoising(),
     sampler=Ancestral(steps=64),
 )
