@@ -241,6 +241,14 @@ def test_tensorboard_gets_the_log(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_tensorboard_bears_a_line_without_a_loss(tmp_path):
+    COUNT["calls"] = 0
+    recipe = tiny_recipe(objective=Poisoned(adaptive_power=0.0, first=2, last=3), steps=6)
+    outcome = train(recipe, options(tmp_path, tensorboard=True, log_every=2))
+    assert outcome.skipped == 2
+    assert "loss" not in read_log(tmp_path)[1]
+
+
 def test_warm_up_and_cosine():
     config = Optimiser(lr=2.0, warmup_steps=10, decay="cosine")
     assert learning_rate(config, 0, 100) == pytest.approx(0.2)

@@ -73,14 +73,14 @@ def evaluate(
     if with_features and plan.n is not None and plan.n <= Classifier.FEATURES:
         raise UserError(f"a Frechet distance in {Classifier.FEATURES} features needs more than that, not n = {plan.n}")
     n = plan.n or (6000 if test.size is None else min(test.size, 10_000))
-    reference = test.take(min(n, test.size or n))["x_0"]
+    reference = test.up_to(n)["x_0"]
     metrics: list[Metric] = [EnergyDistance(), SlicedWasserstein()]
     extractor = None
     if with_features:
         extractor = classifier_of(dataset, data, quiet)
         metrics.append(FrechetDistance(features=extractor.classifier.all_features))
     train = dataset.train(data)
-    real = train.take(min(n, train.size or n), seed=plan.seed + 1)["x_0"]
+    real = train.up_to(n, seed=plan.seed + 1)["x_0"]
     result: dict[str, Any] = {
         "n": n,
         "reference": {"split": "test", "n": len(reference)},
@@ -109,7 +109,7 @@ def evaluate(
             seconds = time.monotonic() - start
             row = {"steps": steps, "flow_steps": flow_steps, "nfe": counter.items / n, "seconds": seconds}
             result["samples"].append(row | _measure(metrics, x_0.cpu(), reference))
-    pairs = test.take(min(plan.pairs, test.size or plan.pairs), seed=plan.seed)["x_0"]
+    pairs = test.up_to(plan.pairs, seed=plan.seed)["x_0"]
     if isinstance(model, PosteriorModel):
         cases = [(flow_steps, tau) for flow_steps in flow_counts for tau in plan.taus]
         with Meter("draws from the posterior", len(cases), unit="case", quiet=quiet) as meter:

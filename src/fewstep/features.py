@@ -52,8 +52,7 @@ def classifier_of(dataset: Dataset, data: Path | None, quiet: bool = True) -> Ex
         content = tensor_bytes(classifier.state_dict())
         write_folder(folder, {WEIGHTS: content})
     classifier.eval().requires_grad_(False)
-    test = dataset.test(data)
-    held_out = test.take(min(test.size or 10_000, 10_000))
+    held_out = dataset.test(data).up_to(10_000)
     right = classifier.last(classifier.all_features(held_out["x_0"]).relu()).argmax(1) == held_out["labels"]
     return Extractor(
         classifier=classifier, accuracy=right.double().mean().item(), sha256=hashlib.sha256(content).hexdigest()

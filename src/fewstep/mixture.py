@@ -1,9 +1,10 @@
 """Gaussian mixtures: marginals, scores, posteriors, values and tilts in closed form. The ground truth of everything
 else.
 
-Prior `sum_k w_k N(m_k, C_k)`, data `y = H x + N(0, Gam)`: `S_k = H C_k H' + Gam`, `mu_k = m_k + C_k H' S_k^-1 (y - H
-m_k)`, `V_k = C_k - C_k H' S_k^-1 H C_k`, weights proportional to `w_k N(y; H m_k, S_k)`. The same three lines serve
-noising (`H = alpha I`, `Gam = sigma^2 I`), measurement (`H = A`) and both.
+Prior `sum_k w_k N(m_k, C_k)`, data `y = H x + N(0, Gam)`: `S_k = H C_k H' + Gam`,
+`mu_k = m_k + C_k H' S_k^-1 (y - H m_k)`, `V_k = C_k - C_k H' S_k^-1 H C_k`, weights proportional to
+`w_k N(y; H m_k, S_k)`. The same three lines serve noising (`H = alpha I`, `Gam = sigma^2 I`), measurement (`H = A`)
+and both.
 """
 
 import math

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fewstep import pictures
-from fewstep.datasets.base import Dataset
 from fewstep.draws import item_generators, normal
 from fewstep.evaluation import tables
 from fewstep.files import write_file
@@ -55,7 +54,7 @@ def write_report(
         parts.append(
             _figure(_show(x_0), f"the default, N = {count}, M = {flow_steps}: {count * flow_steps} evaluations")
         )
-    real = _real(recipe.dataset, n, data)
+    real = recipe.dataset.test(data).up_to(n)["x_0"]
     parts.append(_figure(_show(real), "held-out data"))
     if isinstance(model, PosteriorModel):
         parts.append(_randomness(model, real, flow_steps, seed))
@@ -64,15 +63,15 @@ def write_report(
         _figure(_curves(read_log(run)), "Loss as trained, and the raw squared error by t - r"),
     ]
     evaluation = run / "evaluation.json"
-    if evaluation.exists():
-        result = json.loads(evaluation.read_text())
+    result = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    if result:
         newest, measured = newest_checkpoint(run), result.get("checkpoint")
         if newest and measured and newest.name != measured:
             stale = f"These numbers are of {measured}; the pictures are of {newest.name}. Run fewstep evaluate again."
             parts.append(f"<p><b>{html.escape(stale)}</b></p>")
         parts += ["<h2>Measurements</h2>", *(_table(*table) for table in tables(result)), _features(result)]
     grids = [f"fewstep sample {run} --n {n} --steps {count} --flow-steps 1 --seed {seed}" for count in steps]
-    commands = _commands(run, recipe.name, grids)
+    commands = _commands(run, recipe.name, grids, result.get("command"))
     parts += ["<h2>Commands</h2>", f"<pre>{html.escape(chr(10).join(commands))}</pre>"]
     page = f"<!doctype html><meta charset='utf-8'><title>{html.escape(recipe.name)}</title><style>{_STYLE}</style>"
     write_file(run / "report.html", page + "\n".join(parts) + "\n")
@@ -94,19 +93,13 @@ def _randomness(model: PosteriorModel, real: Tensor, flow_steps: int, seed: int)
     return "<h2>The randomness is kept</h2>" + _figure(picture, caption)
 
 
-def _commands(run: Path, name: str, grids: list[str]) -> list[str]:
+def _commands(run: Path, name: str, grids: list[str], evaluated: str | None) -> list[str]:
     """The commands that made what the page shows, as they were given where that was kept."""
-    kept, evaluation = run / "command.txt", run / "evaluation.json"
+    kept = run / "command.txt"
     train = (
         kept.read_text().strip() if kept.exists() else f"fewstep train {name} --out {run}  # with what recipe.json says"
     )
-    evaluated = [json.loads(evaluation.read_text()).get("command")] if evaluation.exists() else []
-    return [train, *grids, *filter(None, evaluated), f"fewstep report {run}"]
-
-
-def _real(dataset: Dataset, n: int, data: Path | None) -> Tensor:
-    test = dataset.test(data)
-    return test.take(min(n, test.size or n))["x_0"]
+    return [train, *grids, *([evaluated] if evaluated else []), f"fewstep report {run}"]
 
 
 def _show(x_0: Tensor) -> bytes:

@@ -39,6 +39,10 @@ class Examples(ABC):
     def take(self, n: int, seed: int = 0) -> dict[str, Tensor]:
         """`n` different examples, always the same for the same seed. Raises `UserError` where there are fewer."""
 
+    def up_to(self, n: int, seed: int = 0) -> dict[str, Tensor]:
+        """`n` different examples, or all of them where there are fewer."""
+        return self.take(n if self.size is None else min(n, self.size), seed)
+
 
 class Dataset(ABC):
     """A law of data; hyper-parameters are the fields of a frozen dataclass."""

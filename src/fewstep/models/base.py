@@ -12,7 +12,7 @@ from fewstep.networks.base import Network, NetworkConfig
 from fewstep.posterior import Posterior
 from fewstep.scaling import Scaling
 from fewstep.schedule import Schedule
-from fewstep.shapes import times_of
+from fewstep.shapes import per_item, times_of
 
 
 class Model(nn.Module, ABC):
@@ -112,7 +112,7 @@ class NetworkPosteriorModel(PosteriorModel):
 
     def _coefficients(self, x_tau: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         offset, scale = self.scaling.coefficients(x_tau, tau, self.schedule, self.data_mean, self.data_std)
-        return offset, scale.reshape(-1, *[1] * (x_tau.ndim - 1))
+        return offset, per_item(scale, x_tau)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,7 @@ class State:
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
-    """`x_0 ~ q(x_0 | x_tau)`, then `x_s ~ p(x_s | x_0, x_tau)`, along `1 = tau_N > ... > tau_0 = 0` (eq. 18, Algorithm
-    2).
+    """`x_0 ~ q(x_0 | x_tau)`, then `x_s ~ p(x_s | x_0, x_tau)`, along `1 = tau_N > ... > tau_0 = 0` (Algorithm 2).
 
     `Ancestral(steps, flow_steps=1)`: N outer and M inner steps, NFE = N M. `grid` cuts the diffusion clock, `flow_grid`
     (times from 1 down to 0) the flow clock. `kernel` is the bridge (19) or the number c in [0, 1] of the family in

@@ -62,7 +62,7 @@ class Log:
             ) from error
         if self.writer is not None:
             numbers = {k: v for k, v in line.items() if isinstance(v, float)}
-            numbers |= {f"raw_by_bucket/{k}": v for k, v in line["raw_by_bucket"].items()}
+            numbers |= {f"raw_by_bucket/{k}": v for k, v in line.get("raw_by_bucket", {}).items()}
             for name, value in numbers.items():
                 self.writer.add_scalar(name, value, line["step"])
 

@@ -105,7 +105,7 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
     accelerator.wait_for_everyone()
     torch.manual_seed(recipe.seed)
     model = recipe.model.build(recipe.dataset.item_shape)
-    model.fit(examples.take(min(examples.size or 10_000, 10_000))["x_0"])
+    model.fit(examples.up_to(10_000)["x_0"])
     optimiser = make_optimiser(model, recipe.optimiser)
     module, wrapped = accelerator.prepare(LossModule(model, recipe.objective, options.precision), optimiser)
     ema = AveragedModel(model, multi_avg_fn=ema_update(recipe.ema_decay, recipe.ema_warmup))
