@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from fewstep import datasets
-from fewstep.datasets import MNIST, Arrays, Dataset, Examples, Images
+from fewstep.datasets import CIFAR10, MNIST, Arrays, Dataset, Examples, Images
 from fewstep.draws import Shard
 from fewstep.errors import UserError
 from problems import generator, generators
+from test_cifar10 import small_sheets
 from test_datasets import small_mnist, small_pictures
 
 MODULES = [
@@ -39,6 +40,7 @@ def small_arrays(folder: Path) -> str:
 
 
 MADE: dict[type[Dataset], Callable[[Path], Dataset]] = {  # members that need files
+    CIFAR10: lambda folder: small_sheets(folder) and CIFAR10(check_md5=False),
     MNIST: lambda folder: small_mnist(folder) and MNIST(check_md5=False),
     Images: lambda folder: Images(folder=str(small_pictures(folder / "pictures")), size=8, test_share=0.3),
     Arrays: lambda folder: Arrays(path=small_arrays(folder), test_share=0.2),
@@ -63,7 +65,7 @@ def sides(dataset_and_root) -> tuple[Examples, Examples]:
 
 
 def test_the_family_is_found():
-    assert {"Ring", "T2", "Digits", "MNIST", "Images", "Arrays"} <= {member.__name__ for member in MEMBERS}
+    assert {"Ring", "T2", "Digits", "MNIST", "CIFAR10", "Images", "Arrays"} <= {member.__name__ for member in MEMBERS}
 
 
 def test_a_member_is_a_frozen_value(dataset):

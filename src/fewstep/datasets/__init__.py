@@ -2,12 +2,14 @@
 
 from fewstep.datasets.arrays import Arrays
 from fewstep.datasets.base import Dataset, Examples, TensorExamples
+from fewstep.datasets.cifar10 import CIFAR10
 from fewstep.datasets.digits import Digits
 from fewstep.datasets.images import Images
 from fewstep.datasets.mixtures import T2, MixtureDataset, MixtureExamples, Ring
 from fewstep.datasets.mnist import MNIST
 
 __all__ = [
+    "CIFAR10",
     "MNIST",
     "T2",
     "Arrays",
