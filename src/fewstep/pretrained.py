@@ -13,7 +13,7 @@ from fewstep import __version__
 from fewstep.configuration import from_config, to_config
 from fewstep.draws import item_generators, normal
 from fewstep.errors import UserError
-from fewstep.files import read_checked, write_folder
+from fewstep.files import CHECKSUMS, read_checked, write_folder
 from fewstep.models.base import Model
 from fewstep.samplers.ancestral import Ancestral
 from fewstep.samplers.base import Sampler
@@ -25,6 +25,14 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def save_pretrained(model: Model, folder: str | Path, sampler: Sampler | None = None) -> None:
     """Write a model with its schedule and default sampler (`model.sampler` unless given) to a folder, atomically."""
     write_folder(Path(folder), pretrained_files(model, sampler or model.sampler))
+
+
+def save_default_sampler(folder: Path, sampler: Sampler) -> None:
+    """Replace the default sampler of a saved model or checkpoint, atomically; every other file stays as it is."""
+    names = [path.name for path in folder.iterdir() if path.name != CHECKSUMS]
+    files = {name: read_checked(folder, name) for name in names}
+    config = parse_json(files[CONFIG], folder / CONFIG) | {"sampler": to_config(sampler)}
+    write_folder(folder, files | {CONFIG: json.dumps(config, indent=1).encode()})
 
 
 def load(folder: str | Path, *, device: str = "cpu", trust_code: bool = False) -> Any:
@@ -103,15 +111,19 @@ def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
 
 
-def fingerprint(schedule: Schedule) -> dict[str, float]:
-    """alpha(1) and sigma(1): the same name with another schedule is the field's most common bug."""
+def fingerprint(schedule: Schedule | None) -> dict[str, float]:
+    """alpha(1) and sigma(1): the same name with another schedule is the field's most common bug. Nothing where there is none."""
+    if schedule is None:
+        return {}
     one = torch.ones((), dtype=torch.float64)
     return {"alpha_1": schedule.alpha(one).item(), "sigma_1": schedule.sigma(one).item()}
 
 
-def check_fingerprint(schedule: Schedule, expected: dict[str, float], source: Path) -> None:
+def check_fingerprint(schedule: Schedule | None, expected: dict[str, float], source: Path) -> None:
     """`UserError` where the schedule's ends are not those that were stored (to 1e-6, relative)."""
     found = fingerprint(schedule)
+    if found.keys() != expected.keys():
+        raise UserError(f"{source} was trained with the ends {expected} of the diffusion, but this model has {found}")
     if any(abs(found[k] - expected[k]) > 1e-6 * abs(expected[k]) for k in found):
         raise UserError(
             f"{source} was trained with alpha(1) = {expected['alpha_1']:.6g}, sigma(1) = {expected['sigma_1']:.6g}, but "

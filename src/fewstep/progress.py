@@ -1,5 +1,6 @@
 """What a person at the terminal sees of something that takes a while."""
 
+import sys
 import time
 
 from rich.console import Console
@@ -40,3 +41,15 @@ class Meter:
             self.last = now
             left = (self.total - done) / max(rate, 1e-9)
             self.console.print(f"{self.title}: {done}/{self.total}  {note}  {left:.0f} s left", highlight=False)
+
+
+def peak_memory() -> int:
+    """The most memory that the process has held so far, in bytes: of the GPU where one was used, else of the machine."""
+    import resource  # not there on every system
+
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, by the manual pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -86,8 +86,8 @@ class Grid(ABC):
     """The times `1 = tau_N > ... > tau_0 = 0` that a sampler visits."""
 
     @abstractmethod
-    def __call__(self, steps: int, schedule: Schedule) -> Tensor:
-        """The `steps + 1` times, decreasing, in float64."""
+    def __call__(self, steps: int, schedule: Schedule | None) -> Tensor:
+        """The `steps + 1` times, decreasing, in float64; on the flow clock there is no schedule."""
 
     def for_steps(self, steps: int) -> "Grid":
         """A grid that can have this number of steps: this one, unless its times are given one by one."""
@@ -98,7 +98,7 @@ class Grid(ABC):
 class UniformGrid(Grid):
     """`tau_i = i / N`."""
 
-    def __call__(self, steps: int, schedule: Schedule) -> Tensor:
+    def __call__(self, steps: int, schedule: Schedule | None) -> Tensor:
         return even_times(steps)
 
 
@@ -112,7 +112,9 @@ class LogSNRGrid(Grid):
         if not 0 < self.tau_min < 1:
             raise UserError(f"tau_min lies between 0 and 1, not {self.tau_min}")
 
-    def __call__(self, steps: int, schedule: Schedule) -> Tensor:
+    def __call__(self, steps: int, schedule: Schedule | None) -> Tensor:
+        if schedule is None:
+            raise UserError("a grid of log-SNR belongs to the diffusion clock: a flow map takes uniform or given times")
         if steps <= 1:
             return even_times(steps)
         ends = schedule.log_snr(torch.tensor([1.0, self.tau_min], dtype=torch.float64))
@@ -133,7 +135,7 @@ class CustomGrid(Grid):
     def for_steps(self, steps: int) -> Grid:
         return self if len(self.times) == steps + 1 else UniformGrid()
 
-    def __call__(self, steps: int, schedule: Schedule) -> Tensor:
+    def __call__(self, steps: int, schedule: Schedule | None) -> Tensor:
         if len(self.times) != steps + 1:
             raise UserError(f"the grid has {len(self.times) - 1} steps, but steps = {steps}: make them agree")
         return given_times(self.times)

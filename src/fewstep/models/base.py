@@ -16,14 +16,14 @@ from fewstep.shapes import per_item, times_of
 
 
 class Model(nn.Module, ABC):
-    """A network (or closed form), its schedule, and the shape of one item.
+    """A network (or closed form), the shape of one item, and the schedule; None where there is no diffusion.
 
     `sampler` is the default sampler that a saved model carries.
     """
 
     sampler: Any = None
 
-    def __init__(self, schedule: Schedule, item_shape: tuple[int, ...]):
+    def __init__(self, schedule: Schedule | None, item_shape: tuple[int, ...]):
         super().__init__()
         self.schedule = schedule
         self.item_shape = tuple(item_shape)
@@ -54,6 +54,8 @@ class PosteriorModel(Model):
     `x_tau` is `(batch, ...)`; `tau` in (0, 1], one time or one per item.
     """
 
+    schedule: Schedule
+
     @abstractmethod
     def forward(self, x_tau: Tensor, tau: Tensor | float) -> Posterior:
         """`q(x_0 | x_tau)` for each state of the batch. Raises `UserError` where state or times do not fit the model."""
@@ -71,20 +73,18 @@ class PosteriorModel(Model):
         return times
 
 
-class NetworkPosteriorModel(PosteriorModel):
-    """A posterior model with a network, whose target is `w` in `x_0 = offset(x_tau, tau) + scale(tau) w`.
+class NetworkModel(Model):
+    """A model with a network that stores of the data the mean item m and the standard deviation s of one component around it.
 
-    Stores the mean item and the standard deviation of one component around it, which `fit` measures. `fit` raises
-    `UserError` on constant data.
+    `fit` measures them and raises `UserError` on constant data.
     """
 
     data_mean: Tensor
     data_std: Tensor
 
-    def __init__(self, network: nn.Module, schedule: Schedule, scaling: Scaling, item_shape: tuple[int, ...]):
+    def __init__(self, network: nn.Module, schedule: Schedule | None, item_shape: tuple[int, ...]):
         super().__init__(schedule, item_shape)
         self.network = network
-        self.scaling = scaling
         self.register_buffer("data_mean", torch.zeros(self.item_shape))
         self.register_buffer("data_std", torch.ones(()))
 
@@ -99,6 +99,16 @@ class NetworkPosteriorModel(PosteriorModel):
             raise UserError("the data is constant: its standard deviation is 0, so there is nothing to learn")
         self.data_mean.copy_(mean)
         self.data_std.copy_(std)
+
+
+class NetworkPosteriorModel(NetworkModel, PosteriorModel):
+    """A posterior model with a network, whose target is `w` in `x_0 = offset(x_tau, tau) + scale(tau) w`."""
+
+    schedule: Schedule
+
+    def __init__(self, network: nn.Module, schedule: Schedule, scaling: Scaling, item_shape: tuple[int, ...]):
+        super().__init__(network, schedule, item_shape)
+        self.scaling = scaling
 
     def encode(self, x_0: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
         """`w = (x_0 - offset) / scale`; tau is `(batch,)`."""
@@ -120,7 +130,6 @@ class ModelConfig(ABC):
     """The hyper-parameters of a model: `build(item_shape)` makes it."""
 
     network: NetworkConfig
-    schedule: Schedule
 
     @abstractmethod
     def build(self, item_shape: tuple[int, ...]) -> Model:

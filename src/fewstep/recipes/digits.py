@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from fewstep.datasets import Digits
-from fewstep.models import DenoiserConfig, PosteriorFlowConfig
+from fewstep.models import ConsistencyMapConfig, DenoiserConfig, MeanFlowConfig, PosteriorFlowConfig
 from fewstep.networks import UNetConfig
-from fewstep.objectives import STMD, Denoising
+from fewstep.objectives import STMD, ConsistencyTraining, Denoising, MeanFlowObjective
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.samplers import Ancestral
+from fewstep.samplers import Ancestral, FlowMap
 from fewstep.scaling import GaussianScaling
 
 DIGITS_UNET = UNetConfig(
@@ -36,7 +36,25 @@ digits_ddpm = replace(
     digits_stmd,
     name="digits-ddpm",
     description="DDPM on scikit-learn's digits, with the network, the scaling and the budget of digits-stmd",
-    model=DenoiserConfig(network=digits_stmd.model.network, scaling=GaussianScaling()),
+    model=DenoiserConfig(network=DIGITS_UNET, scaling=GaussianScaling()),
     objective=Denoising(),
     sampler=Ancestral(steps=64),
+)
+
+digits_mean_flow = replace(
+    digits_stmd,
+    name="digits-mean-flow",
+    description="Mean Flow on scikit-learn's digits, with the network, the objective's options and the budget of digits-stmd",
+    model=MeanFlowConfig(network=DIGITS_UNET, standardise=True),
+    objective=MeanFlowObjective(adaptive_power=0.0, tangent="own"),
+    sampler=FlowMap(steps=4),
+)
+
+digits_consistency = replace(
+    digits_stmd,
+    name="digits-consistency",
+    description="Consistency training on scikit-learn's digits, with the network, the scaling and the budget of digits-stmd",
+    model=ConsistencyMapConfig(network=DIGITS_UNET),
+    objective=ConsistencyTraining(),
+    sampler=Ancestral(steps=2, kernel=0.0),
 )

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from fewstep.datasets import MNIST
-from fewstep.models import DenoiserConfig, PosteriorFlowConfig
+from fewstep.models import ConsistencyMapConfig, DenoiserConfig, MeanFlowConfig, PosteriorFlowConfig
 from fewstep.networks.unet import MNIST_UNET
-from fewstep.objectives import STMD, Denoising
+from fewstep.objectives import STMD, ConsistencyTraining, Denoising, MeanFlowObjective
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.samplers import Ancestral
+from fewstep.samplers import Ancestral, FlowMap
 from fewstep.scaling import GaussianScaling
 
 mnist_stmd = Recipe(
@@ -38,4 +38,22 @@ mnist_ddpm = replace(
     model=DenoiserConfig(network=MNIST_UNET),
     objective=Denoising(),
     sampler=Ancestral(steps=64),
+)
+
+mnist_mean_flow = replace(
+    mnist_stmd,
+    name="mnist-mean-flow",
+    description="Mean Flow on MNIST, with the network, the objective's options and the budget of mnist-stmd",
+    model=MeanFlowConfig(network=MNIST_UNET),
+    objective=MeanFlowObjective(),
+    sampler=FlowMap(steps=4),
+)
+
+mnist_consistency = replace(
+    mnist_stmd,
+    name="mnist-consistency",
+    description="Consistency training on MNIST, with the network and the budget of mnist-stmd",
+    model=ConsistencyMapConfig(network=MNIST_UNET),
+    objective=ConsistencyTraining(last_intervals=1280),
+    sampler=Ancestral(steps=2, kernel=0.0),
 )

@@ -3,18 +3,20 @@
 from dataclasses import replace
 
 from fewstep.datasets import Ring
-from fewstep.models import DenoiserConfig, PosteriorFlowConfig
+from fewstep.models import ConsistencyMapConfig, DenoiserConfig, MeanFlowConfig, PosteriorFlowConfig
 from fewstep.networks import MLPConfig
-from fewstep.objectives import STMD, Denoising
+from fewstep.objectives import STMD, ConsistencyTraining, Denoising, MeanFlowObjective
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.samplers import Ancestral
+from fewstep.samplers import Ancestral, FlowMap
 from fewstep.scaling import GaussianScaling
+
+RING_MLP = MLPConfig(width=256, depth=3)
 
 ring_stmd = Recipe(
     name="ring-stmd",
     description="STMD on the eight-mode ring: Gaussian scaling, no adaptive weight (minutes on a CPU)",
     dataset=Ring(),
-    model=PosteriorFlowConfig(network=MLPConfig(width=256, depth=3), scaling=GaussianScaling()),
+    model=PosteriorFlowConfig(network=RING_MLP, scaling=GaussianScaling()),
     objective=STMD(adaptive_power=0.0),
     optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=100),
     sampler=Ancestral(steps=4, flow_steps=4),
@@ -28,7 +30,25 @@ ring_ddpm = replace(
     ring_stmd,
     name="ring-ddpm",
     description="DDPM on the eight-mode ring, with the network, the scaling and the budget of ring-stmd",
-    model=DenoiserConfig(network=ring_stmd.model.network, scaling=GaussianScaling()),
+    model=DenoiserConfig(network=RING_MLP, scaling=GaussianScaling()),
     objective=Denoising(),
     sampler=Ancestral(steps=64),
+)
+
+ring_mean_flow = replace(
+    ring_stmd,
+    name="ring-mean-flow",
+    description="Mean Flow on the eight-mode ring, with the network, the objective's options and the budget of ring-stmd",
+    model=MeanFlowConfig(network=RING_MLP, standardise=True),
+    objective=MeanFlowObjective(adaptive_power=0.0),
+    sampler=FlowMap(steps=4),
+)
+
+ring_consistency = replace(
+    ring_stmd,
+    name="ring-consistency",
+    description="Consistency training on the eight-mode ring, with the network, the scaling and the budget of ring-stmd",
+    model=ConsistencyMapConfig(network=RING_MLP),
+    objective=ConsistencyTraining(),
+    sampler=Ancestral(steps=2, kernel=0.0),
 )

@@ -16,7 +16,7 @@ from fewstep.draws import Source, normal_like, split
 from fewstep.errors import UserError
 from fewstep.models.base import PosteriorModel
 from fewstep.posterior import flow_times
-from fewstep.samplers.base import Sampler
+from fewstep.samplers.base import Sampler, check_model, check_steps
 from fewstep.times import Grid, UniformGrid
 
 
@@ -47,20 +47,22 @@ class Ancestral(Sampler):
     max_batch: int | None = None
 
     def __post_init__(self) -> None:
-        if not all(isinstance(count, int) and count >= 1 for count in (self.steps, self.flow_steps)):
-            raise UserError(f"steps and flow_steps are whole numbers from 1 up, not {self.steps} and {self.flow_steps}")
+        check_steps(self.steps, self.grid)
         if self.kernel != "bridge" and not (isinstance(self.kernel, int | float) and 0 <= self.kernel <= 1):
             raise UserError(f"the kernel is 'bridge' or a number c from 0 (re-noising) to 1 (DDIM), not {self.kernel}")
-        if not isinstance(self.grid, Grid):
-            raise UserError(
-                f"grid is a fewstep.times.Grid, such as LogSNRGrid() or CustomGrid(times=...), not {self.grid!r}"
-            )
         if self.max_batch is not None and self.max_batch < 1:
             raise UserError(f"max_batch is at least 1, not {self.max_batch}")
+        if not isinstance(self.flow_steps, int):
+            raise UserError(f"flow_steps is a whole number from 1 up, not {self.flow_steps}")
         flow_times(self.flow_steps, self.flow_grid)
+
+    @property
+    def nfe(self) -> int:
+        return self.steps * self.flow_steps
 
     @torch.no_grad()
     def __call__(self, model: PosteriorModel, noise: Tensor, generator: Source = None) -> Tensor:
+        check_model(self, model, PosteriorModel)
         chunks = noise.split(self.max_batch or max(noise.shape[0], 1))
         sources = split(generator, [len(chunk) for chunk in chunks])
         return torch.cat([self._walk(model, x, g)[-1].x_0 for x, g in zip(chunks, sources, strict=True)])

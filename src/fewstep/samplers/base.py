@@ -18,15 +18,30 @@ class Sampler(ABC):
     def __call__(self, model: Any, noise: Tensor, generator: Source = None) -> Tensor:
         """`x_0` `(batch, ...)` from standard normal noise `(batch, ...)`; other randomness is drawn from the generator."""
 
+    @property
+    @abstractmethod
+    def nfe(self) -> int:
+        """Network evaluations for each sample."""
+
+    def with_nfe(self, budget: int) -> Any:
+        """The sampler with the largest number of steps whose `nfe` is within the budget; at least 1 step."""
+        steps = 1
+        while self.with_steps(steps + 1).nfe <= budget:
+            steps += 1
+        return self.with_steps(steps)
+
     def with_steps(self, steps: int | None = None, flow_steps: int | None = None) -> Any:
         """The sampler with other numbers of steps; None leaves one as it is. `UserError` where it has no such number.
 
-        A custom grid gives way to an even one where it does not have the new number of steps.
+        A custom grid gives way to an even one where it does not have the new number of steps. A sampler that wraps
+        another one (a field `sampler`) hands the numbers on.
         """
         changes: dict[str, Any] = {
             name: value for name, value in (("steps", steps), ("flow_steps", flow_steps)) if value is not None
         }
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        if isinstance(inner := values.get("sampler"), Sampler):
+            return dataclasses.replace(self, sampler=inner.with_steps(steps, flow_steps))  # type: ignore[type-var]
         unknown = [name for name in changes if name not in values]
         if unknown:
             raise UserError(f"{type(self).__name__} has no {', '.join(unknown)}")
@@ -39,3 +54,20 @@ class Sampler(ABC):
         ):
             changes["flow_grid"] = None
         return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
+
+
+def check_steps(steps: int, grid: Grid) -> None:
+    """`UserError` where the number of steps is not a whole number from 1 up, or the grid is none."""
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"steps is a whole number from 1 up, not {steps}")
+    if not isinstance(grid, Grid):
+        raise UserError(f"grid is a fewstep.times.Grid, such as LogSNRGrid() or CustomGrid(times=...), not {grid!r}")
+
+
+def check_model(sampler: Sampler, model: Any, wanted: type) -> None:
+    """`UserError` where the model is not of the kind that the sampler draws from."""
+    if not isinstance(model, wanted):
+        raise UserError(
+            f"{type(sampler).__name__} draws from a {wanted.__name__}, and {type(model).__name__} is none: "
+            "use the sampler that the model was saved with"
+        )

@@ -48,6 +48,7 @@ class TrainingState:
     step: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    peak_memory: int = 0
 
 
 def save_checkpoint(run: Path, state: TrainingState, recipe: Recipe, keep: int = 2) -> Path:
@@ -60,6 +61,9 @@ def save_checkpoint(run: Path, state: TrainingState, recipe: Recipe, keep: int =
         "step": state.step,
         "skipped": state.skipped,
         "seconds": state.seconds,
+        "images": state.step * recipe.batch_size,
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "peak_memory": state.peak_memory,
         "recipe": to_config(recipe),
         "schedule": fingerprint(state.model.schedule),
     }
@@ -100,11 +104,20 @@ def restore_checkpoint(folder: Path, state: TrainingState, recipe: Recipe) -> No
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     state.step, state.skipped, state.seconds = record["step"], record["skipped"], record["seconds"]
+    state.peak_memory = record.get("peak_memory", 0)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The JSON record of a checkpoint: step, skipped, seconds, recipe, schedule."""
+    """The JSON record of a checkpoint: step, what it cost, recipe, schedule; keys in docs/json.md."""
     return parse_json(read_checked(folder, STATE), folder / STATE)
+
+
+def training_cost(folder: Path) -> dict[str, Any]:
+    """What the training of a checkpoint cost: steps, images, seconds, parameters, bytes of memory; {} for a saved model."""
+    if not (folder / STATE).exists():
+        return {}
+    record = read_record(folder)
+    return {key: record.get(key, 0) for key in ("step", "images", "seconds", "parameters", "peak_memory")}
 
 
 def stored_recipe(run: Path, trust_code: bool = False) -> Recipe:

@@ -26,7 +26,7 @@ from fewstep.files import PARTIAL, remove_partial, write_file
 from fewstep.models.base import Model
 from fewstep.objectives.base import Batch, Objective
 from fewstep.pretrained import newest_checkpoint, parse_json
-from fewstep.progress import Meter
+from fewstep.progress import Meter, peak_memory
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.training.checkpoint import TrainingState, check_recipe, restore_checkpoint, save_checkpoint
 from fewstep.training.log import Averages, Log
@@ -127,6 +127,7 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
         for group in optimiser.param_groups:
             group["lr"] = lr
         batch = examples.batch(recipe.batch_size // count, source)
+        batch["progress"] = torch.full((recipe.batch_size // count,), state.step / recipe.steps)
         batch = {name: value.to(accelerator.device) for name, value in batch.items()}
         per_sample, raw, logs = module(batch, source)
         loss = per_sample.mean()
@@ -142,6 +143,7 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
 
     def save() -> None:
         if accelerator.is_main_process:
+            state.peak_memory = max(state.peak_memory, peak_memory())
             # amid steps that are not finite the weights may be ruined already: then nothing older is removed
             save_checkpoint(options.out, state, recipe, keep=3 if in_a_row else 2)
         accelerator.wait_for_everyone()
