@@ -2,8 +2,8 @@
 
 Two tables. Of the samples: distances to held-out data for every (N, M), each beside its real-versus-real floor, which
 is the same distance between training data and held-out data at the same sizes. Of the posterior: for held-out pairs
-`(x_0, x_tau)`, spread over skill and the energy score of draws, by tau and flow steps; this needs no truth but the
-data.
+`(x_0, x_tau)`, spread over skill and the energy score of draws and the error of the mean, by tau and flow steps; this
+needs no truth but the data.
 """
 
 import time
@@ -15,17 +15,21 @@ import torch
 from torch import Tensor
 
 from fewstep import transition
-from fewstep.datasets.base import Dataset
+from fewstep.configuration import to_config
+from fewstep.datasets.base import Dataset, Examples
 from fewstep.draws import item_generators
 from fewstep.errors import UserError
 from fewstep.features import classifier_of
 from fewstep.metrics import EnergyDistance, EnergyScore, FrechetDistance, Metric, SlicedWasserstein, SpreadSkill
 from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
-from fewstep.networks.classifier import Classifier
+from fewstep.networks.classifier import FeatureClassifier
 from fewstep.posterior import FlowPosterior
 from fewstep.pretrained import sample
-from fewstep.progress import Meter
+from fewstep.progress import Meter, peak_memory
 from fewstep.samplers.ancestral import Ancestral
+from fewstep.samplers.base import Sampler
+
+NAMES = {"energy_distance": "energy distance", "sliced_w2": "sliced W2", "frechet": "Frechet distance"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class EvaluationPlan:
     n: int | None = None
     """Number of samples; as many as there are held-out items (at most 10000; 6000 of a mixture) if left out."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """N: steps on the diffusion clock."""
+    """N: steps on the diffusion clock (of a Mean Flow: steps of the flow map)."""
     flow_steps: tuple[int, ...] = (1, 4)
     """M: steps on the flow clock."""
     taus: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.8)
@@ -60,107 +64,169 @@ class EvaluationPlan:
             raise UserError(f"the times tau lie above 0 and not above 1, not {self.taus}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """What samples of a data set are measured with: the metrics, the held-out items, and where both come from."""
+
+    metrics: tuple[Metric, ...]
+    train: Examples
+    test: Examples
+    reference: Tensor
+    n: int
+    provenance: dict[str, Any]
+
+    def measure(self, samples: Tensor, reference: Tensor | None = None) -> dict[str, float]:
+        """Every distance of the samples to the held-out items, or to others."""
+        against = self.reference if reference is None else reference
+        return {name: value for metric in self.metrics for name, value in metric(samples, against).items()}
+
+    def floor(self, seed: int) -> dict[str, float]:
+        """The same distances of as many training items: what a perfect sampler would get."""
+        return self.measure(self.train.up_to(self.n, seed=seed + 1)["x_0"])
+
+    def sample(self, model: Model, sampler: Sampler, seed: int, batch_size: int, quiet: bool = True) -> dict[str, Any]:
+        """One row: n samples by this sampler, what they cost, and how far they are."""
+        start, title = time.monotonic(), f"samples, {_counts(sampler)}"
+        with EvaluationCounter(model) as counter, Meter(title, self.n, unit="item", quiet=quiet) as meter:
+            x_0 = sample(model, self.n, sampler=sampler, seed=seed, batch_size=batch_size, progress=meter.update).cpu()
+        seconds = time.monotonic() - start
+        cost = {"nfe": counter.items / self.n, "seconds": seconds, "peak_memory": peak_memory()}
+        return step_counts(sampler) | cost | self.measure(x_0)
+
+
+def yardstick(dataset: Dataset, n: int | None = None, data: Path | None = None, quiet: bool = True) -> Yardstick:
+    """The distances that suit a data set: energy distance and sliced W2, for labelled images the Frechet distance too.
+
+    Raises `UserError` where n is too small for the Frechet distance.
+    """
+    test = dataset.test(data)
+    count = n or (6000 if test.size is None else min(test.size, 10_000))
+    metrics: list[Metric] = [EnergyDistance(), SlicedWasserstein()]
+    provenance: dict[str, Any] = {}
+    if dataset.num_classes > 0 and len(dataset.item_shape) == 3:
+        least = FeatureClassifier.FEATURES
+        if count <= least:
+            raise UserError(f"a Frechet distance in {least} features needs more than that, not n = {count}")
+        extractor = classifier_of(dataset, data, quiet)
+        metrics.append(FrechetDistance(features=extractor.classifier.all_features))
+        provenance["features"] = {
+            "extractor": f"classifier of {type(dataset).__name__.lower()}, 128 penultimate activations before ReLU",
+            "accuracy": extractor.accuracy,
+            "sha256": extractor.sha256,
+            "quantisation": "none",
+            "resize": "none",
+        }
+    reference = test.up_to(count)["x_0"]
+    provenance["reference"] = {"dataset": to_config(dataset), "split": "test", "n": len(reference)}
+    return Yardstick(
+        metrics=tuple(metrics),
+        train=dataset.train(data),
+        test=test,
+        reference=reference,
+        n=count,
+        provenance=provenance,
+    )
+
+
 def evaluate(
     model: Model,
     dataset: Dataset,
     plan: EvaluationPlan,
     data: Path | None = None,
     quiet: bool = True,
+    sampler: Sampler | None = None,
 ) -> dict[str, Any]:
-    """The two tables as JSON; keys in docs/json.md."""
-    test = dataset.test(data)
-    with_features = dataset.num_classes > 0 and len(dataset.item_shape) == 3
-    if with_features and plan.n is not None and plan.n <= Classifier.FEATURES:
-        raise UserError(f"a Frechet distance in {Classifier.FEATURES} features needs more than that, not n = {plan.n}")
-    n = plan.n or (6000 if test.size is None else min(test.size, 10_000))
-    reference = test.up_to(n)["x_0"]
-    metrics: list[Metric] = [EnergyDistance(), SlicedWasserstein()]
-    extractor = None
-    if with_features:
-        extractor = classifier_of(dataset, data, quiet)
-        metrics.append(FrechetDistance(features=extractor.classifier.all_features))
-    train = dataset.train(data)
-    real = train.up_to(n, seed=plan.seed + 1)["x_0"]
-    result: dict[str, Any] = {
-        "n": n,
-        "reference": {"split": "test", "n": len(reference)},
-        "seed": plan.seed,
-        "floor": {"n": len(real), **_measure(metrics, real, reference)},
-        "samples": [],
-        "posterior": [],
-    }
-    if extractor is not None:
-        result["features"] = {
-            "extractor": f"classifier of {type(dataset).__name__.lower()}, 128 penultimate activations before ReLU",
-            "accuracy": extractor.accuracy,
-            "sha256": extractor.sha256,
-        }
-    with_flow = uses_flow(model)
+    """The two tables as JSON; keys in docs/json.md. `sampler` takes the place of the model's default one."""
+    sampler = sampler or model.sampler or Ancestral()
+    rule = yardstick(dataset, plan.n, data, quiet)
+    n_floor = rule.n if rule.train.size is None else min(rule.n, rule.train.size)
+    with_flow = uses_flow(model, sampler)
     flow_counts = plan.flow_steps if with_flow else (1,)
-    for flow_steps in flow_counts:
-        for steps in plan.steps:
-            start = time.monotonic()
-            sampler = (model.sampler or Ancestral()).with_steps(steps, flow_steps if with_flow else None)
-            title = f"samples, N = {steps}, M = {flow_steps}"
-            with EvaluationCounter(model) as counter, Meter(title, n, unit="item", quiet=quiet) as meter:
-                x_0 = sample(
-                    model, n, sampler=sampler, seed=plan.seed, batch_size=plan.batch_size, progress=meter.update
-                )
-            seconds = time.monotonic() - start
-            row = {"steps": steps, "flow_steps": flow_steps, "nfe": counter.items / n, "seconds": seconds}
-            result["samples"].append(row | _measure(metrics, x_0.cpu(), reference))
+    rows = [
+        rule.sample(model, sampler.with_steps(steps, m if with_flow else None), plan.seed, plan.batch_size, quiet)
+        for m in flow_counts
+        for steps in plan.steps
+    ]
+    return {
+        "n": rule.n,
+        "seed": plan.seed,
+        "sampler": to_config(sampler),
+        **rule.provenance,
+        "floor": {"n": n_floor, **rule.floor(plan.seed)},
+        "samples": rows,
+        "posterior": posterior_rows(model, rule.test, plan, quiet),
+    }
+
+
+def posterior_rows(model: Model, test: Examples, plan: EvaluationPlan, quiet: bool = True) -> list[dict[str, Any]]:
+    """What is known of `q(x_0 | x_tau)` from held-out pairs, by flow steps and tau; nothing where there is no posterior."""
+    if not isinstance(model, PosteriorModel):
+        return []
     pairs = test.up_to(plan.pairs, seed=plan.seed)["x_0"]
-    if isinstance(model, PosteriorModel):
-        cases = [(flow_steps, tau) for flow_steps in flow_counts for tau in plan.taus]
-        with Meter("draws from the posterior", len(cases), unit="case", quiet=quiet) as meter:
-            for done, (flow_steps, tau) in enumerate(cases, start=1):
-                scores = posterior_scores(model, pairs, tau, flow_steps, plan.draws, plan.seed, plan.batch_size)
-                result["posterior"].append({"tau": tau, "flow_steps": flow_steps, "pairs": len(pairs)} | scores)
-                meter.update(done)
-    return result
+    cases = [(m, tau) for m in (plan.flow_steps if uses_flow(model) else (1,)) for tau in plan.taus]
+    rows = []
+    with Meter("draws from the posterior", len(cases), unit="case", quiet=quiet) as meter:
+        for done, (m, tau) in enumerate(cases, start=1):
+            scores = posterior_scores(model, pairs, tau, m, plan.draws, plan.seed, plan.batch_size)
+            rows.append({"tau": tau, "flow_steps": m, "pairs": len(pairs)} | scores)
+            meter.update(done)
+    return rows
 
 
 @torch.no_grad()
 def posterior_scores(
     model: PosteriorModel, x_0: Tensor, tau: float, flow_steps: int, draws: int, seed: int, batch_size: int = 500
 ) -> dict[str, float]:
-    """Spread over skill and energy score of `draws` draws from `q(x_0 | x_tau)` for held-out `x_0` `(n, ...)`."""
-    at, parts = torch.tensor(tau, dtype=torch.float64), []
+    """Spread over skill and energy score of `draws` draws from `q(x_0 | x_tau)` for held-out `x_0` `(n, ...)`.
+
+    `mean_rmse` is the root mean square error, by component, of the posterior's mean: of the denoiser in the model.
+    """
+    at, parts, means = torch.tensor(tau, dtype=torch.float64), [], []
     for first in range(0, len(x_0), batch_size):
         part = x_0[first : first + batch_size].to(model.like)
         generators = item_generators(len(part), seed, first)
         q = model(transition.sample(part, torch.zeros_like(at), at, model.schedule, generators), at)
         drawn = [q.sample((1,), flow_steps=flow_steps, generator=generators).cpu() for _ in range(draws)]
         parts.append(torch.cat(drawn))
-    forecast = torch.cat(parts, dim=1)
-    return SpreadSkill()(forecast, x_0) | EnergyScore()(forecast, x_0)
+        means.append(q.mean(generator=generators).cpu())
+    forecast, error = torch.cat(parts, dim=1), torch.cat(means) - x_0
+    scores = SpreadSkill()(forecast, x_0) | EnergyScore()(forecast, x_0)
+    return scores | {"mean_rmse": error.double().square().mean().sqrt().item()}
 
 
 def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """`(title, header, rows)` of each table, as text; also what the report shows."""
-    names = {"energy_distance": "energy distance", "sliced_w2": "sliced W2", "frechet": "Frechet distance"}
-    present = {key: name for key, name in names.items() if key in result["floor"]}
+    present = {key: name for key, name in NAMES.items() if key in result["floor"]}
     rows = [[f"real vs real ({result['floor']['n']})", "", "", *(f"{result['floor'][key]:.4g}" for key in present), ""]]
     for row in result["samples"]:
         distances = [f"{row[key]:.4g}" for key in present]
         counts = [str(row["steps"]), str(row["flow_steps"]), f"{row['nfe']:g}"]
         rows.append([*counts, *distances, f"{row['seconds']:.1f}"])
     title = f"{result['recipe']}: {result['n']} samples against {result['reference']['n']} held-out items"
-    first = (title, ["N", "M", "NFE", *present.values(), "seconds"], rows)
+    found = [(title, ["N", "M", "NFE", *present.values(), "seconds"], rows)]
     posterior = [
-        [f"{row['tau']:g}", str(row["flow_steps"]), f"{row['spread_skill']:.3f}", f"{row['energy_score']:.4g}"]
+        [str(row["flow_steps"]), *(f"{row[key]:.4g}" for key in ("tau", "spread_skill", "energy_score", "mean_rmse"))]
         for row in result["posterior"]
     ]
-    header = ["tau", "M", "spread/skill (1 is calibrated)", "energy score (less is better)"]
-    return [first, ("draws from q(x_0 | x_tau) on held-out pairs", header, posterior)]
+    header = ["M", "tau", "spread/skill (1 is calibrated)", "energy score (less is better)", "RMSE of the mean"]
+    return [*found, ("draws from q(x_0 | x_tau) on held-out pairs", header, posterior)] if posterior else found
 
 
-def uses_flow(model: Model) -> bool:
-    """Whether flow steps mean anything to the model: whether its posterior is carried by a flow."""
-    if not isinstance(model, PosteriorModel):
+def uses_flow(model: Model, sampler: Sampler | None = None) -> bool:
+    """Whether flow steps mean anything: the model's posterior is carried by a flow, and the sampler draws from it."""
+    if not isinstance(model, PosteriorModel) or not (sampler is None or "flow_steps" in vars(sampler)):
         return False
     return isinstance(model(model.like.new_zeros(1, *model.item_shape), 1.0), FlowPosterior)
 
 
-def _measure(metrics: list[Metric], samples: Tensor, reference: Tensor) -> dict[str, float]:
-    return {name: value for metric in metrics for name, value in metric(samples, reference).items()}
+def step_counts(sampler: Sampler) -> dict[str, int]:
+    """N and M of a sampler; of one that wraps another, the inner one's N."""
+    inner = vars(sampler).get("sampler")
+    if isinstance(inner, Sampler):
+        return step_counts(inner) | {"flow_steps": 1}
+    return {"steps": vars(sampler)["steps"], "flow_steps": vars(sampler).get("flow_steps", 1)}
+
+
+def _counts(sampler: Sampler) -> str:
+    counts = step_counts(sampler)
+    return f"N = {counts['steps']}, M = {counts['flow_steps']}"

@@ -1,8 +1,6 @@
 """A run as one self-contained HTML page: pictures, curves, tables and commands."""
 
-import base64
 import html
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import pictures
+from fewstep import page, pictures
 from fewstep.draws import item_generators, normal
 from fewstep.evaluation import tables
 from fewstep.files import write_file
@@ -19,15 +17,6 @@ from fewstep.pretrained import load, newest_checkpoint, sample
 from fewstep.samplers.ancestral import Ancestral
 from fewstep.training.checkpoint import stored_recipe
 from fewstep.training.log import read_log
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #eee; font-variant-numeric: tabular-nums; }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; } figure { margin: 1rem 1.5rem 1rem 0; display: inline-block; }
-figcaption { color: #555; max-width: 40rem; } img { max-width: 100%; image-rendering: pixelated; }
-"""
 
 _TRAJECTORY_STEPS, _TRAJECTORY_DRAWS = 8, 6
 
@@ -47,20 +36,20 @@ def write_report(
     parts = [f"<h1>{html.escape(recipe.name)}</h1><p>{html.escape(recipe.description)}.</p>", "<h2>Samples</h2>"]
     for count in steps:
         x_0 = sample(model, n, sampler=model.sampler.with_steps(count, 1 if flow_steps > 1 else None), seed=seed)
-        parts.append(_figure(_show(x_0), f"N = {count}, M = 1: {count} network evaluations each"))
+        parts.append(page.figure(_show(x_0), f"N = {count}, M = 1: {count} network evaluations each"))
     if flow_steps > 1:
         x_0 = sample(model, n, seed=seed)
         count = model.sampler.steps
         parts.append(
-            _figure(_show(x_0), f"the default, N = {count}, M = {flow_steps}: {count * flow_steps} evaluations")
+            page.figure(_show(x_0), f"the default, N = {count}, M = {flow_steps}: {count * flow_steps} evaluations")
         )
     real = recipe.dataset.test(data).up_to(n)["x_0"]
-    parts.append(_figure(_show(real), "held-out data"))
+    parts.append(page.figure(_show(real), "held-out data"))
     if isinstance(model, PosteriorModel):
         parts.append(_randomness(model, real, flow_steps, seed))
     parts += [
         "<h2>Training</h2>",
-        _figure(_curves(read_log(run)), "Loss as trained, and the raw squared error by t - r"),
+        page.figure(_curves(read_log(run)), "Loss as trained, and the raw squared error by t - r"),
     ]
     evaluation = run / "evaluation.json"
     result = json.loads(evaluation.read_text()) if evaluation.exists() else {}
@@ -69,12 +58,11 @@ def write_report(
         if newest and measured and newest.name != measured:
             stale = f"These numbers are of {measured}; the pictures are of {newest.name}. Run fewstep evaluate again."
             parts.append(f"<p><b>{html.escape(stale)}</b></p>")
-        parts += ["<h2>Measurements</h2>", *(_table(*table) for table in tables(result)), _features(result)]
+        parts += ["<h2>Measurements</h2>", *(page.table(*table) for table in tables(result)), _features(result)]
     grids = [f"fewstep sample {run} --n {n} --steps {count} --flow-steps 1 --seed {seed}" for count in steps]
     commands = _commands(run, recipe.name, grids, result.get("command"))
     parts += ["<h2>Commands</h2>", f"<pre>{html.escape(chr(10).join(commands))}</pre>"]
-    page = f"<!doctype html><meta charset='utf-8'><title>{html.escape(recipe.name)}</title><style>{_STYLE}</style>"
-    write_file(run / "report.html", page + "\n".join(parts) + "\n")
+    write_file(run / "report.html", page.document(recipe.name, parts))
     return run / "report.html"
 
 
@@ -90,7 +78,7 @@ def _randomness(model: PosteriorModel, real: Tensor, flow_steps: int, seed: int)
     else:
         caption = f"Draws from q(x_0 | x_tau) for one x_tau (cross) at each tau, M = {flow_steps}, over the data (grey)"
         picture = _scatter(model, real, flow_steps, seed)
-    return "<h2>The randomness is kept</h2>" + _figure(picture, caption)
+    return "<h2>The randomness is kept</h2>" + page.figure(picture, caption)
 
 
 def _commands(run: Path, name: str, grids: list[str], evaluated: str | None) -> list[str]:
@@ -106,14 +94,14 @@ def _show(x_0: Tensor) -> bytes:
     """A PNG of samples: a grid of images, or points in the plane."""
     if x_0.ndim == 4:
         return pictures.png_bytes(pictures.grid(x_0))
-    figure, axes = _figure_of(1, 3.2)
+    figure, axes = page.figure_of(1, 3.2)
     points = x_0.flatten(1)
     if points.shape[1] == 1:
         axes[0].hist(points[:, 0].numpy(), bins=40)
     else:
         axes[0].scatter(points[:, 0], points[:, 1], s=4)
         axes[0].set(aspect="equal")
-    return _png(figure)
+    return page.png(figure)
 
 
 @torch.no_grad()
@@ -134,7 +122,7 @@ def _trajectory(model: PosteriorModel, flow_steps: int, seed: int) -> bytes:
 def _scatter(model: PosteriorModel, real: Tensor, flow_steps: int, seed: int) -> bytes:
     generator = torch.Generator().manual_seed(seed)
     taus = (0.8, 0.5, 0.3, 0.1)
-    figure, axes = _figure_of(len(taus), 2.6)
+    figure, axes = page.figure_of(len(taus), 2.6)
     real = real.flatten(1)
     bound = 1.3 * real.abs().max().item()
     for axis, tau in zip(axes, taus, strict=True):
@@ -151,11 +139,11 @@ def _scatter(model: PosteriorModel, real: Tensor, flow_steps: int, seed: int) ->
         axis.scatter(draws[:, 0], draws[:, 1], s=3)
         axis.plot(x_tau[:, 0], x_tau[:, 1], "kx")
         axis.set(title=f"tau = {tau}", xlim=(-bound, bound), ylim=(-bound, bound), aspect="equal")
-    return _png(figure)
+    return page.png(figure)
 
 
 def _curves(log: list[dict[str, Any]]) -> bytes:
-    figure, axes = _figure_of(2, 3.2, wide=True)
+    figure, axes = page.figure_of(2, 3.2, wide=True)
     log = [line for line in log if "loss" in line]
     steps = [line["step"] for line in log]
     axes[0].plot(steps, [line["loss"] for line in log], marker=".")
@@ -165,34 +153,7 @@ def _curves(log: list[dict[str, Any]]) -> bytes:
         axes[1].plot(*zip(*pairs, strict=True), marker=".", label=bucket)
     axes[1].set(xlabel="step", ylabel="raw squared error", yscale="log")
     axes[1].legend(title="t - r (or tau)", fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
-    return _png(figure)
-
-
-def _figure_of(columns: int, size: float, wide: bool = False) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(columns * size * (1.4 if wide else 1), size), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    text = html.escape(caption)
-    return f"<figure><img alt='{text}' src='data:image/png;base64,{data}'><figcaption>{text}</figcaption></figure>"
-
-
-def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{body}</table>"
+    return page.png(figure)
 
 
 def _features(result: dict[str, Any]) -> str:

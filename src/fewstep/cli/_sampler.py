@@ -1,29 +1,48 @@
-"""Flags that replace fields of a model's default sampler."""
+"""Flags that choose a sampler, or replace fields of a model's default one."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.samplers.ancestral import Ancestral
-from fewstep.samplers.base import Sampler
+from fewstep.samplers import Ancestral, FlowMap, OfMeans, ProbabilityFlow, ReverseSDE, Sampler
 from fewstep.times import CustomGrid, Grid, LogSNRGrid, UniformGrid
 
 _GRIDS: dict[str, Grid] = {"uniform": UniformGrid(), "log-snr": LogSNRGrid()}
+SAMPLERS: dict[str, Sampler] = {
+    "ancestral": Ancestral(),
+    "re-noising": Ancestral(kernel=0.0),
+    "ddpm": OfMeans(sampler=Ancestral()),
+    "ddim": OfMeans(sampler=Ancestral(kernel=1.0)),
+    "euler": ProbabilityFlow(order=1),
+    "heun": ProbabilityFlow(order=2),
+    "euler-maruyama": ReverseSDE(exponential=False),
+    "exponential": ReverseSDE(),
+    "flow-map": FlowMap(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerFlags:
     """What is left out is as the model's default sampler has it."""
 
+    sampler: str | None = None
+    """ancestral, re-noising, ddpm, ddim, euler, heun, euler-maruyama, exponential or flow-map."""
     steps: int | None = None
-    """N: steps on the diffusion clock."""
+    """N: steps on the diffusion clock (of a Mean Flow: steps of the flow map)."""
     flow_steps: int | None = None
     """M: steps on the flow clock for each draw; NFE = N M."""
     grid: str | None = None
     """Times of the steps: uniform, log-snr, or a list such as 1,0.6,0.2,0."""
     kernel: str | None = None
     """bridge (the reverse SDE), or c of the kernel family: 0 re-noising ... 1 DDIM."""
+
+
+def named_sampler(name: str) -> Sampler:
+    """The sampler of this name. Raises `UserError` with the names there are."""
+    if name not in SAMPLERS:
+        raise UserError(f"no sampler is called {name!r}: there are {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
 
 
 def override(sampler: Sampler | None, flags: SamplerFlags) -> Sampler:
@@ -38,12 +57,20 @@ def override(sampler: Sampler | None, flags: SamplerFlags) -> Sampler:
         changes["kernel"] = (
             "bridge" if flags.kernel == "bridge" else _number(flags.kernel, "--kernel", "bridge or c from 0 to 1")
         )
-    chosen = (sampler or Ancestral()).with_steps(steps, flags.flow_steps)
+    base = named_sampler(flags.sampler) if flags.sampler is not None else sampler or Ancestral()
+    return _replace(base.with_steps(steps, flags.flow_steps), changes)
+
+
+def _replace(sampler: Sampler, changes: dict[str, Any]) -> Sampler:
     if not changes:
-        return chosen
-    if not isinstance(chosen, Ancestral):
-        raise UserError(f"the model's sampler is {type(chosen).__name__}: --grid and --kernel are for Ancestral")
-    return dataclasses.replace(chosen, **changes)
+        return sampler
+    if isinstance(sampler, OfMeans):
+        return dataclasses.replace(sampler, sampler=_replace(sampler.sampler, changes))
+    names = {f.name for f in dataclasses.fields(sampler)}  # type: ignore[arg-type]
+    unknown = [f"--{name}" for name in changes if name not in names]
+    if unknown:
+        raise UserError(f"{type(sampler).__name__} has no {', '.join(unknown)}: leave it out, or choose a --sampler")
+    return dataclasses.replace(sampler, **changes)  # type: ignore[type-var]
 
 
 def _grid(text: str) -> Grid:
