@@ -11,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import fewstep
 from fewstep.cli import main
 from fewstep.cli._parsing import parse_duration
+from fewstep.configuration import to_config
 from fewstep.errors import UserError
 from fewstep.files import CHECKSUMS, write_folder
 from fewstep.pretrained import newest_checkpoint
 from fewstep.recipes import all_recipes
 
-COMMANDS = ["checkpoint", "evaluate", "recipes", "report", "sample", "train"]
+COMMANDS = ["checkpoint", "classifier", "compare", "evaluate", "recipes", "report", "sample", "train"]
 SMALL = ["--batch-size", "8", "--model.network.width", "16", "--model.network.depth", "1", "--device", "cpu", "--quiet"]
 MEASURE = ["-n", "60", "--steps", "1", "2", "--flow-steps", "1", "2", "--taus", "0.3", "--pairs", "20", "--draws", "3"]
 HEAVY = ["diffusers", "accelerate", "torchmetrics", "sklearn", "matplotlib", "transformers", "tensorboard"]
@@ -128,6 +130,18 @@ MISTAKES = {
     "a kernel beyond DDIM": (["sample", "RUN", "--kernel", "1.5"], "1.5"),
     "a report in no steps": (["report", "RUN", "--steps", "0"], "from 1 up"),
     "a report of nothing drawn": (["report", "RUN", "--n", "0"], "from 1 up"),
+    "a sampler of no name": (["sample", "RUN", "--sampler", "dpm"], "no sampler is called 'dpm'"),
+    "a sampler of another model": (["sample", "RUN", "--sampler", "flow-map"], "FlowMap draws from a MeanFlow"),
+    "a kernel of Heun": (["sample", "RUN", "--sampler", "heun", "--kernel", "1"], "ProbabilityFlow has no --kernel"),
+    "flow steps of Heun": (["sample", "RUN", "--sampler", "heun", "--flow-steps", "2"], "has no flow_steps"),
+    "a sampler without a name": (["compare", "RUN@dpm"], "no sampler is called 'dpm'"),
+    "compare nothing": (["compare"], "give the folders"),
+    "compare what is not there": (["compare", "nothing"], "there is no folder nothing"),
+    "two runs of one name": (["compare", "a/b", "c/b"], "one name"),
+    "one seed": (["compare", "RUN", "--seeds", "1"], "at least 2"),
+    "store no search": (["evaluate", "RUN", "--save-default"], "add --grid"),
+    "search with no evaluation": (["evaluate", "RUN", "--grid", "--nfe", "0"], "from 1 up"),
+    "a classifier of vectors": (["classifier", "ring"], "ring"),
     "no action": (["checkpoint"], "pack"),
     "an unknown action": (["checkpoint", "wrap", "RUN"], "pack"),
     "a bad size": (["checkpoint", "pack", "RUN", "parts", "--max-file-size", "16 blocks"], "is not a size"),
@@ -140,7 +154,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("arguments", "says"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_is_one_line(capsys, run, tmp_path, arguments, says):
-    refused(capsys, *(run if argument == "RUN" else argument for argument in arguments), says=says)
+    refused(capsys, *(argument.replace("RUN", str(run)) for argument in arguments), says=says)
     assert not list(tmp_path.iterdir())  # and nothing is begun
 
 
@@ -254,13 +268,18 @@ def test_evaluate_then_report(capsys, run, tmp_path):
         "recipe",
         "command",
         "checkpoint",
+        "training",
         "n",
         "reference",
         "seed",
+        "sampler",
         "floor",
         "samples",
         "posterior",
     }
+    assert result["training"]["images"] == 6 * 8
+    assert result["training"].keys() == {"step", "images", "seconds", "parameters", "peak_memory"}
+    assert result["training"]["peak_memory"] > 2**20
     assert result["recipe"] == "ring-stmd"
     assert result["n"] == 60
     assert [(row["steps"], row["flow_steps"], row["nfe"]) for row in result["samples"]] == [
@@ -274,6 +293,61 @@ def test_evaluate_then_report(capsys, run, tmp_path):
     page = (copy / "report.html").read_text()
     assert "real vs real" in page
     assert "spread/skill" in page
+
+
+def test_other_samplers_of_a_run(run, tmp_path):
+    """Each makes its own samples of the same noise; those that are the same by another name are the same."""
+    found = {}
+    for name in ("ancestral", "re-noising", "ddpm", "ddim", "euler", "heun", "euler-maruyama", "exponential"):
+        assert status("sample", run, "-n", "4", "--steps", "3", "--sampler", name, "--out", tmp_path / name) == 0
+        info = json.loads((tmp_path / name / "samples.json").read_text())
+        assert (info["steps"], info["flow_steps"]) == (3, 1)
+        assert info["nfe"] == (5 if name == "heun" else 3)
+        found[name] = np.load(tmp_path / name / "samples.npz")["x_0"]
+    assert len({x_0.tobytes() for x_0 in found.values()}) >= 7
+    kernel = ("sample", run, "-n", "4", "--steps", "3", "--sampler", "ddpm", "--kernel", "1", "--out", tmp_path / "k")
+    assert status(*kernel) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "k" / "samples.npz")["x_0"], found["ddim"])
+
+
+def test_compare_writes_json_figure_and_page(capsys, run, tmp_path):
+    out = tmp_path / "comparison"
+    options = ["-n", "60", "--nfe", "1", "2", "--pairs", "10", "--taus", "0.3", "--seeds", "2", "--out", out]
+    assert status("compare", run, f"{run}@ddim", *options) == 0
+    assert {path.name for path in out.iterdir()} == {"comparison.json", "comparison.png", "comparison.html"}
+    result = json.loads((out / "comparison.json").read_text())
+    assert [r["name"] for r in result["runs"]] == ["ring", "ring@ddim"]
+    assert result["runs"][0]["training"]["images"] == 48
+    assert list(result["posterior"]) == ["ring"]
+    printed = capsys.readouterr().out
+    assert "ring@ddim" in printed
+    assert "real vs real" in printed
+    assert result["command"] in (out / "comparison.html").read_text()
+
+
+def test_the_best_sampler_is_found_and_stored(capsys, run, tmp_path):
+    """And nothing but the default sampler is changed; training goes on from the same checkpoint."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    before = fewstep.load(copy)
+    assert status("evaluate", copy, "-n", "60", "--grid", "--nfe", "2", "--save-default") == 0
+    assert "stored as the default sampler" in capsys.readouterr().out
+    result = json.loads((copy / "tuning.json").read_text())
+    after = fewstep.load(copy)
+    assert to_config(after.sampler) == result["best"]["sampler"]
+    assert after.sampler.nfe == 2
+    assert after.sampler != before.sampler
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert status("train", "ring-stmd", "--steps", "6", *SMALL, "--out", copy, "--resume") == 0
+
+
+def test_a_classifier_is_trained_and_written(capsys, tmp_path):
+    out = tmp_path / "c"
+    assert status("classifier", "digits", "--steps", "60", "--out", out) == 0
+    assert {path.name for path in out.iterdir()} == {"classifier.json", "classifier.safetensors", "checksums.json"}
+    record = json.loads((out / "classifier.json").read_text())
+    assert record["sha256"] in capsys.readouterr().out
+    assert record["accuracy"] > 0.3
 
 
 def test_a_run_with_foreign_classes_is_not_evaluated_without_asking(capsys, run, tmp_path, monkeypatch):

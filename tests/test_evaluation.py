@@ -1,24 +1,22 @@
 """The evaluation passes what is exact, fails what is not, and says in which features it looked."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from fewstep import MixturePosterior, VPSchedule, features
+from fewstep import MixturePosterior, VPSchedule, transition
+from fewstep.configuration import to_config
 from fewstep.datasets import Digits, Ring
 from fewstep.errors import UserError
 from fewstep.evaluation import EvaluationPlan, evaluate, posterior_scores, tables, uses_flow
-from fewstep.features import classifier_of
-from fewstep.models import DenoiserConfig, MeanOnly, PosteriorFlowConfig
+from fewstep.models import DenoiserConfig, MeanFlowConfig, MeanOnly, PosteriorFlowConfig
 from fewstep.models.base import PosteriorModel
 from fewstep.networks import MLPConfig
-from fewstep.networks.classifier import Classifier
 from fewstep.posterior import Posterior
-from fewstep.samplers import Ancestral
-from problems import doubles, normals, seeded
+from fewstep.samplers import Ancestral, FlowMap, OfMeans, ProbabilityFlow, ReverseSDE
+from problems import doubles, generator, seeded
 from stats import accepts, rejects
 
 RING = Ring()
@@ -61,11 +59,6 @@ def is_one(values: torch.Tensor) -> float:
     return float(scipy_stats.ttest_1samp(values.numpy(), 1.0).pvalue)
 
 
-@pytest.fixture
-def _cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def exact_result() -> dict:
     return evaluate(EXACT, RING, PLAN)
@@ -102,7 +95,8 @@ def test_the_mean_alone_has_no_spread_and_a_worse_score():
 
 def test_the_plan_is_carried_out(exact_result):
     assert exact_result["n"] == 300
-    assert exact_result["reference"] == {"split": "test", "n": 300}
+    assert exact_result["reference"] == {"dataset": to_config(RING), "split": "test", "n": 300}
+    assert exact_result["sampler"] == to_config(Ancestral(4))
     assert [(row["steps"], row["flow_steps"]) for row in exact_result["samples"]] == [(1, 1), (3, 1)]
     assert [(row["tau"], row["flow_steps"]) for row in exact_result["posterior"]] == [(0.3, 1), (0.8, 1)]
     assert all(row["pairs"] == 40 for row in exact_result["posterior"])
@@ -148,7 +142,7 @@ def test_network_evaluations_are_counted():
 def test_the_batch_size_changes_nothing_and_the_seed_does(exact_result):
     def numbers(result: dict) -> list[float]:
         rows = [result["floor"], *result["samples"], *result["posterior"]]
-        return [value for row in rows for name, value in row.items() if name != "seconds"]
+        return [value for row in rows for name, value in row.items() if name not in ("seconds", "peak_memory")]
 
     smaller = evaluate(EXACT, RING, EvaluationPlan(**{**vars(PLAN), "batch_size": 17}))
     assert numbers(smaller) == pytest.approx(numbers(exact_result), rel=1e-4, abs=1e-6)
@@ -167,57 +161,53 @@ def test_tables_show_every_row(exact_result):
     assert "Frechet distance" not in header
 
 
-@pytest.mark.usefixtures("_cache")
-def test_images_are_compared_in_the_features_of_a_classifier(monkeypatch, tmp_path):
-    """Trained once and then read from the cache; its accuracy and hash are in the result."""
-    calls: list[str] = []
-    quick = partial(features.train_classifier, steps=60)
-
-    def counted(*arguments):
-        calls.append("trained")
-        return quick(*arguments)
-
-    monkeypatch.setattr(features, "train_classifier", counted)
+def test_images_are_compared_in_the_features_of_the_shipped_classifier():
+    """Its accuracy and hash are in the result, and what was done to the images."""
     plan = EvaluationPlan(n=160, steps=(1,), flow_steps=(1,), taus=(0.5,), pairs=10, draws=3)
-    model = flow_model((1, 8, 8))
-    first, second = evaluate(model, Digits(), plan), evaluate(model, Digits(), plan)
-    assert calls == ["trained"]
-    for row in (*first["samples"], *second["samples"]):
-        row["seconds"] = 0.0
-    assert first == second
-    assert first["features"]["accuracy"] > 0.5
-    assert len(first["features"]["sha256"]) == 64
-    assert "classifier of digits" in first["features"]["extractor"]
-    assert first["samples"][0]["frechet"] > 3 * first["floor"]["frechet"] > 0
-    assert "Frechet distance" in tables({"recipe": "digits", **first})[0][1]
-    assert all(path.suffix in (".json", ".safetensors") for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    result = evaluate(flow_model((1, 8, 8)), Digits(), plan)
+    assert result["features"]["accuracy"] > 0.985
+    assert len(result["features"]["sha256"]) == 64
+    assert "classifier of digits" in result["features"]["extractor"]
+    assert result["features"]["quantisation"] == result["features"]["resize"] == "none"
+    assert result["samples"][0]["frechet"] > 3 * result["floor"]["frechet"] > 0
+    assert "Frechet distance" in tables({"recipe": "digits", **result})[0][1]
 
     with pytest.raises(UserError, match="128 features needs more than that"):
-        evaluate(model, Digits(), EvaluationPlan(n=100, steps=(1,), flow_steps=(1,), taus=()))
-
-    (weights,) = (tmp_path / "cache").rglob("classifier.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    with pytest.raises(UserError, match="damaged"):
-        classifier_of(Digits(), None)
+        evaluate(flow_model((1, 8, 8)), Digits(), EvaluationPlan(n=100, steps=(1,), flow_steps=(1,), taus=()))
 
 
-@pytest.mark.usefixtures("_cache")
-def test_the_training_of_the_classifier_is_a_function_of_the_data():
-    def train() -> Classifier:
-        return features.train_classifier(Digits(), None, steps=3)
-
-    state = torch.get_rng_state()
-    a, b = train().state_dict(), train().state_dict()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert torch.equal(torch.get_rng_state(), state)
+def test_another_sampler_than_the_default_and_what_it_costs():
+    """Means take no flow steps; Heun takes two evaluations a step but for the last."""
+    for sampler, nfe in ((OfMeans(sampler=Ancestral()), [1, 3]), (ProbabilityFlow(), [1, 5]), (ReverseSDE(), [1, 3])):
+        result = evaluate(flow_model(), RING, PLAN, sampler=sampler)
+        assert [row["nfe"] for row in result["samples"]] == nfe
+        assert [row["flow_steps"] for row in result["samples"]] == [1, 1]
+        assert {row["flow_steps"] for row in result["posterior"]} == {1, 2}
 
 
-def test_features_are_what_the_last_layer_reads():
+def test_a_mean_flow_has_samples_and_no_posterior():
     with seeded(0):
-        classifier = Classifier((1, 8, 8), 10)
-    x = normals(5, 1, 8, 8, seed=0, dtype=torch.float32)
-    found = classifier.all_features(x, block=2)
-    assert found.shape == (5, 128)
-    assert not found.requires_grad
-    torch.testing.assert_close(classifier.last(found.relu()), classifier(x))
-    assert (found < 0).any()  # before the ReLU
+        model = MeanFlowConfig(network=NETWORK).build((2,)).eval().requires_grad_(False)
+    model.sampler = FlowMap()
+    result = evaluate(model, RING, PLAN)
+    assert [row["nfe"] for row in result["samples"]] == [1, 3]
+    assert result["posterior"] == []
+    assert len(tables({"recipe": "ring", **result})) == 1
+
+
+def test_the_error_of_the_mean_is_that_of_the_denoiser():
+    """The exact posterior's is the smallest there is, `E Tr Cov(x_0 | x_tau) / d`; a shifted one has the shift more."""
+    at = doubles(0.3)[0]
+    x_0 = RING.test().take(4000)["x_0"]
+    x_tau = transition.sample(x_0.double(), torch.zeros_like(at), at, VPSchedule(), generator(1))
+    covariance = RING.mixture.posterior(x_tau, at, VPSchedule()).covariance
+    expected = covariance.diagonal(dim1=-2, dim2=-1).mean()
+
+    def squares(model: PosteriorModel) -> torch.Tensor:
+        held_out = [RING.test().take(200, seed=seed)["x_0"] for seed in SEEDS]
+        return doubles(*(posterior_scores(model, x, 0.3, 1, 2, s)["mean_rmse"] ** 2 for s, x in enumerate(held_out)))
+
+    assert accepts(float(scipy_stats.ttest_1samp(squares(EXACT), expected.item()).pvalue))
+    shifted = squares(Scaled(EXACT, 1.0, shift=0.5))
+    assert rejects(float(scipy_stats.ttest_1samp(shifted, expected.item()).pvalue))
+    assert accepts(float(scipy_stats.ttest_1samp(shifted, expected.item() + 0.25).pvalue))

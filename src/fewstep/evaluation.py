@@ -27,7 +27,7 @@ from fewstep.posterior import FlowPosterior
 from fewstep.pretrained import sample
 from fewstep.progress import Meter, peak_memory
 from fewstep.samplers.ancestral import Ancestral
-from fewstep.samplers.base import Sampler
+from fewstep.samplers.base import Sampler, step_counts
 
 NAMES = {"energy_distance": "energy distance", "sliced_w2": "sliced W2", "frechet": "Frechet distance"}
 
@@ -217,14 +217,6 @@ def uses_flow(model: Model, sampler: Sampler | None = None) -> bool:
     if not isinstance(model, PosteriorModel) or not (sampler is None or "flow_steps" in vars(sampler)):
         return False
     return isinstance(model(model.like.new_zeros(1, *model.item_shape), 1.0), FlowPosterior)
-
-
-def step_counts(sampler: Sampler) -> dict[str, int]:
-    """N and M of a sampler; of one that wraps another, the inner one's N."""
-    inner = vars(sampler).get("sampler")
-    if isinstance(inner, Sampler):
-        return step_counts(inner) | {"flow_steps": 1}
-    return {"steps": vars(sampler)["steps"], "flow_steps": vars(sampler).get("flow_steps", 1)}
 
 
 def _counts(sampler: Sampler) -> str:

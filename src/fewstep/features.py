@@ -129,9 +129,10 @@ def train_classifier(
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     examples, generator = dataset.train(data), torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=training.lr, weight_decay=training.weight_decay)
-    warm = torch.optim.lr_scheduler.LinearLR(optimiser, 0.01, total_iters=training.warmup_steps)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, training.steps - training.warmup_steps)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, cosine], [training.warmup_steps])
+    rise = min(training.warmup_steps, training.steps // 2)
+    warm = torch.optim.lr_scheduler.LinearLR(optimiser, 0.01, total_iters=rise)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, training.steps - rise)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, cosine], [rise])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.files import CHECKSUMS, read_checked, write_folder
 from fewstep.models.base import Model
 from fewstep.samplers.ancestral import Ancestral
-from fewstep.samplers.base import Sampler
+from fewstep.samplers.base import Sampler, check_model
 from fewstep.schedule import Schedule
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -79,11 +79,12 @@ def sample(
 
     Every item has a generator of its own, so that `batch_size`, which bounds the memory, changes no item. `steps` and
     `flow_steps` replace those of the sampler: the given one, the model's default, or `Ancestral()`.
-    Raises `UserError` where a number is out of range.
+    Raises `UserError` where a number is out of range or the sampler does not draw from such a model.
     """
     if n < 1 or batch_size < 1 or seed < 0:
         raise UserError(f"n and batch_size count from 1 up, seed from 0: not {n}, {batch_size} and {seed}")
     chosen: Sampler = (sampler or model.sampler or Ancestral()).with_steps(steps, flow_steps)
+    check_model(chosen, model)
     chunks = []
     for start in range(0, n, batch_size):
         size = min(batch_size, n - start)

@@ -12,12 +12,12 @@ from typing import Any
 from fewstep.configuration import to_config
 from fewstep.datasets.base import Dataset
 from fewstep.errors import UserError
-from fewstep.evaluation import NAMES, Yardstick, step_counts, uses_flow, yardstick
+from fewstep.evaluation import NAMES, Yardstick, uses_flow, yardstick
 from fewstep.models.base import Model
 from fewstep.pretrained import sample
 from fewstep.progress import Meter
 from fewstep.samplers.ancestral import Ancestral
-from fewstep.samplers.base import Sampler
+from fewstep.samplers.base import Sampler, step_counts
 from fewstep.times import Grid, LogSNRGrid, UniformGrid
 
 

@@ -11,16 +11,17 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from fewstep.cli._parsing import allow_code_here, parse
 from fewstep.cli._sampler import named_sampler
-from fewstep.cli._tables import print_tables
-from fewstep.comparison import ComparisonPlan, Contestant, compare, document, figure, notes, tables
+from fewstep.cli._tables import print_tables, terminal
+from fewstep.comparison import ComparisonPlan, Contestant, compare
+from fewstep.comparison_report import document, figure, notes, tables
 from fewstep.errors import UserError
 from fewstep.files import write_file
 
@@ -48,6 +49,10 @@ def run(arguments: list[str]) -> int:
     if not flags.runs:
         raise UserError("give the folders of the runs to compare: fewstep compare runs/a runs/b")
     allow_code_here(flags.trust_code)
+    names = [text.partition("@")[0] for text in flags.runs]
+    for a, b in combinations(dict.fromkeys(names), 2):
+        if Path(a).name == Path(b).name:
+            raise UserError(f"{a} and {b} have one name in the tables: rename one of the folders")
     contestants = [_contestant(text, flags) for text in flags.runs]
     result = {"command": shlex.join(["fewstep", "compare", *arguments])}
     result |= compare(contestants, flags.plan, flags.data, quiet=False)
@@ -55,7 +60,7 @@ def run(arguments: list[str]) -> int:
     write_file(flags.out / "comparison.json", json.dumps(result, indent=1))
     write_file(flags.out / "comparison.png", image)
     write_file(flags.out / "comparison.html", document(result, image))
-    console = Console()
+    console = terminal()
     print_tables(tables(result), console)
     for note in notes(result):
         console.print(note, highlight=False)
@@ -76,6 +81,7 @@ def _contestant(text: str, flags: Flags) -> Contestant:
         raise UserError(f"{folder} has no checkpoint: give the folder of a run, as `fewstep train` writes it")
     return Contestant(
         name=f"{folder.name}@{sampler}" if sampler else folder.name,
+        run=folder.name,
         model=model,
         sampler=named_sampler(sampler) if sampler else model.sampler,
         recipe=recipe,

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from fewstep.cli._parsing import allow_code_here, parse
 from fewstep.cli._sampler import named_sampler
-from fewstep.cli._tables import print_tables
+from fewstep.cli._tables import print_tables, terminal
 from fewstep.errors import UserError
 from fewstep.evaluation import EvaluationPlan, evaluate, tables
 from fewstep.files import write_file
@@ -80,7 +79,7 @@ def run(arguments: list[str]) -> int:
     result = about | evaluate(model, recipe.dataset, flags.plan, flags.data, quiet=False, sampler=sampler)
     out = flags.out or flags.run / "evaluation.json"
     write_file(out, json.dumps(result, indent=1))
-    console = Console()
+    console = terminal()
     print_tables(tables(result), console)
     if "features" in result:
         f = result["features"]
@@ -98,7 +97,7 @@ def _tune(flags: Flags, model: Any, sampler: Any, dataset: Any, about: dict[str,
     result = about | search
     out = flags.out or flags.run / "tuning.json"
     write_file(out, json.dumps(result, indent=1))
-    print_tables([table_of(result)], Console())
+    print_tables([table_of(result)], terminal())
     if flags.save_default:
         save_default_sampler(checkpoint, best)
         sys.stdout.write(f"stored as the default sampler of {checkpoint}\n")

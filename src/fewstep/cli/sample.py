@@ -21,6 +21,7 @@ from fewstep.files import write_file
 from fewstep.models.base import EvaluationCounter
 from fewstep.pretrained import load, newest_checkpoint, sample
 from fewstep.progress import Meter
+from fewstep.samplers.base import step_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +63,10 @@ def run(arguments: list[str]) -> int:
             model, flags.n, sampler=sampler, seed=flags.seed, batch_size=flags.batch_size, progress=meter.update
         ).cpu()
     nfe = counter.items / flags.n
-    config = to_config(sampler)
     info = {
         "n": flags.n,
-        "steps": config.get("steps"),
-        "flow_steps": config.get("flow_steps"),
-        "sampler": config,
+        **step_counts(sampler),
+        "sampler": to_config(sampler),
         "nfe": nfe,
         "seed": flags.seed,
         "checkpoint": (newest_checkpoint(flags.run) or flags.run).name,

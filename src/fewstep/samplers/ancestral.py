@@ -39,6 +39,8 @@ class Ancestral(Sampler):
     that changes no item. Raises `UserError` where a number is out of range.
     """
 
+    draws_from = PosteriorModel
+
     steps: int = 4
     flow_steps: int = 1
     grid: Grid = UniformGrid()
@@ -62,7 +64,7 @@ class Ancestral(Sampler):
 
     @torch.no_grad()
     def __call__(self, model: PosteriorModel, noise: Tensor, generator: Source = None) -> Tensor:
-        check_model(self, model, PosteriorModel)
+        check_model(self, model)
         chunks = noise.split(self.max_batch or max(noise.shape[0], 1))
         sources = split(generator, [len(chunk) for chunk in chunks])
         return torch.cat([self._walk(model, x, g)[-1].x_0 for x, g in zip(chunks, sources, strict=True)])

@@ -2,17 +2,23 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from fewstep.draws import Source
 from fewstep.errors import UserError
+from fewstep.models.base import Model
 from fewstep.times import Grid
 
 
 class Sampler(ABC):
-    """Turns noise into samples with a model; hyper-parameters are the fields of a frozen dataclass."""
+    """Turns noise into samples with a model; hyper-parameters are the fields of a frozen dataclass.
+
+    `draws_from` is the kind of model that it takes.
+    """
+
+    draws_from: ClassVar[type[Model]] = Model
 
     @abstractmethod
     def __call__(self, model: Any, noise: Tensor, generator: Source = None) -> Tensor:
@@ -56,6 +62,14 @@ class Sampler(ABC):
         return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
 
 
+def step_counts(sampler: Sampler) -> dict[str, int]:
+    """N and M of a sampler, `{"steps", "flow_steps"}`; of one that wraps another, the inner one's N."""
+    fields = vars(sampler)
+    if isinstance(inner := fields.get("sampler"), Sampler):
+        return step_counts(inner) | {"flow_steps": 1}
+    return {"steps": fields["steps"], "flow_steps": fields.get("flow_steps", 1)}
+
+
 def check_steps(steps: int, grid: Grid) -> None:
     """`UserError` where the number of steps is not a whole number from 1 up, or the grid is none."""
     if not isinstance(steps, int) or steps < 1:
@@ -64,10 +78,10 @@ def check_steps(steps: int, grid: Grid) -> None:
         raise UserError(f"grid is a fewstep.times.Grid, such as LogSNRGrid() or CustomGrid(times=...), not {grid!r}")
 
 
-def check_model(sampler: Sampler, model: Any, wanted: type) -> None:
+def check_model(sampler: Sampler, model: Any) -> None:
     """`UserError` where the model is not of the kind that the sampler draws from."""
-    if not isinstance(model, wanted):
+    if not isinstance(model, sampler.draws_from):
         raise UserError(
-            f"{type(sampler).__name__} draws from a {wanted.__name__}, and {type(model).__name__} is none: "
+            f"{type(sampler).__name__} draws from a {sampler.draws_from.__name__}, and {type(model).__name__} is none: "
             "use the sampler that the model was saved with"
         )

@@ -20,6 +20,8 @@ class FlowMap(Sampler):
     given time by time. Raises `UserError` for a grid of log-SNR and a number of steps out of range.
     """
 
+    draws_from = MeanFlow
+
     steps: int = 1
     grid: Grid = UniformGrid()
 
@@ -32,5 +34,5 @@ class FlowMap(Sampler):
 
     @torch.no_grad()
     def __call__(self, model: MeanFlow, noise: Tensor, generator: Source = None) -> Tensor:
-        check_model(self, model, MeanFlow)
+        check_model(self, model)
         return model.decode(follow(model.u, noise, self.grid(self.steps, None)))

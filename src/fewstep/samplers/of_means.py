@@ -21,6 +21,8 @@ class OfMeans(Sampler):
     et al. 2021 (arXiv 2010.02502, eq. 12).
     """
 
+    draws_from = PosteriorModel
+
     sampler: Sampler = Ancestral()
     draws: int = 1
 
@@ -34,5 +36,5 @@ class OfMeans(Sampler):
         return steps * self.draws
 
     def __call__(self, model: PosteriorModel, noise: Tensor, generator: Source = None) -> Tensor:
-        check_model(self, model, PosteriorModel)
+        check_model(self, model)
         return self.sampler(MeanOnly(model, self.draws), noise, generator)

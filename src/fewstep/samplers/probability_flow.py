@@ -26,6 +26,8 @@ class ProbabilityFlow(Sampler):
     the error falls as `N^-order`. The generator is used where the mean is estimated only.
     """
 
+    draws_from = PosteriorModel
+
     steps: int = 16
     order: int = 2
     grid: Grid = UniformGrid()
@@ -41,7 +43,7 @@ class ProbabilityFlow(Sampler):
 
     @torch.no_grad()
     def __call__(self, model: PosteriorModel, noise: Tensor, generator: Source = None) -> Tensor:
-        check_model(self, model, PosteriorModel)
+        check_model(self, model)
         x, schedule = noise, model.schedule
         for tau, s in pairwise(self.grid(self.steps, schedule).to(x.device)):
             mean = model(x, tau).mean(generator=generator)

@@ -24,6 +24,8 @@ class ReverseSDE(Sampler):
     grid. Needs only the posterior's mean. (With the mean held in place of the score, the exact solution is DDPM.)
     """
 
+    draws_from = PosteriorModel
+
     steps: int = 64
     exponential: bool = True
     grid: Grid = UniformGrid()
@@ -37,7 +39,7 @@ class ReverseSDE(Sampler):
 
     @torch.no_grad()
     def __call__(self, model: PosteriorModel, noise: Tensor, generator: Source = None) -> Tensor:
-        check_model(self, model, PosteriorModel)
+        check_model(self, model)
         x = noise
         for tau, s in pairwise(self.grid(self.steps, model.schedule).to(x.device)):
             mean = model(x, tau).mean(generator=generator)
