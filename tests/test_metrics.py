@@ -7,13 +7,14 @@ from itertools import combinations, product
 import numpy as np
 import ot
 import pytest
+import scoringrules
 import torch
 from scipy import linalg, optimize, stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.metrics import EnergyDistance, EnergyScore, FrechetDistance, SlicedWasserstein, SpreadSkill
-from problems import doubles, generator, normals
+from problems import doubles, generator, normals, seeded
 from stats import accepts, rejects
 
 CRPS = {1.0: 0.564190, 0.5: 0.609967, 2.0: 0.655745}  # E CRPS of the forecast N(0, c^2) of N(0, 1)
@@ -93,6 +94,17 @@ def test_energy_score_does_not_depend_on_the_number_of_draws(m):
     plugged_in = replicates(60, plug_in, m)
     assert rejects(mean_is(plugged_in, CRPS[1.0]))
     assert accepts(mean_is(plugged_in, CRPS[1.0] * (1 + 1 / m)))
+
+
+def test_energy_score_against_scoringrules():
+    """Their fair estimator is ours; their default is the plug-in."""
+    draws, truth = normals(6, 40, 3, seed=2), normals(40, 3, seed=3)
+    theirs = [
+        scoringrules.es_ensemble(truth.numpy(), draws.numpy(), m_axis=0, estimator=e).mean() for e in ("fair", "nrg")
+    ]
+    found = EnergyScore()(draws, truth)["energy_score"]
+    assert found == pytest.approx(theirs[0], rel=1e-9)
+    assert found != pytest.approx(theirs[1], rel=1e-2)
 
 
 @pytest.mark.parametrize("m", [2, 6, 30])
@@ -282,6 +294,23 @@ def test_frechet_distance_against_scipy():
 def test_frechet_distance_looks_through_its_features():
     x, y = normals(50, 3, seed=7), normals(50, 3, seed=8) + 1
     assert FrechetDistance(features=lambda x: x[:, :2])(x, y) == IDENTITY(x[:, :2], y[:, :2])
+
+
+def test_frechet_distance_against_torchmetrics():
+    """Given the same module of features; without the means it would be another number."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    with seeded(0):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh()).double()
+    module.num_features = 6
+    x, y = normals(200, 1, 4, 4, seed=9), 0.8 * normals(150, 1, 4, 4, seed=10) + 0.2
+    theirs = FrechetInceptionDistance(feature=module, normalize=True).set_dtype(torch.float64)
+    theirs.update(y, real=True)
+    theirs.update(x, real=False)
+    found = FrechetDistance(features=module)(x, y)["frechet"]
+    assert found == pytest.approx(theirs.compute().item(), rel=1e-8)
+    means = (module(x).mean(0) - module(y).mean(0)).square().sum().item()
+    assert found != pytest.approx(found - means, rel=1e-2)
 
 
 def test_bad_inputs_are_refused():

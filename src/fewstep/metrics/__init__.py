@@ -1,9 +1,30 @@
 """Tensors in, numbers out: `metric(samples, reference) -> dict[str, float]`. Metrics never see a model."""
 
 from fewstep.metrics.base import Metric
+from fewstep.metrics.c2st import C2ST
 from fewstep.metrics.energy import EnergyDistance, EnergyScore
 from fewstep.metrics.frechet import FrechetDistance
+from fewstep.metrics.inception import inception_features
+from fewstep.metrics.kernel_distance import KernelDistance
+from fewstep.metrics.mmd import MMD
+from fewstep.metrics.optimal_transport import Wasserstein
+from fewstep.metrics.prdc import PRDC
 from fewstep.metrics.spread_skill import SpreadSkill
+from fewstep.metrics.vendi import VendiScore
 from fewstep.metrics.wasserstein import SlicedWasserstein
 
-__all__ = ["EnergyDistance", "EnergyScore", "FrechetDistance", "Metric", "SlicedWasserstein", "SpreadSkill"]
+__all__ = [
+    "C2ST",
+    "MMD",
+    "PRDC",
+    "EnergyDistance",
+    "EnergyScore",
+    "FrechetDistance",
+    "KernelDistance",
+    "Metric",
+    "SlicedWasserstein",
+    "SpreadSkill",
+    "VendiScore",
+    "Wasserstein",
+    "inception_features",
+]

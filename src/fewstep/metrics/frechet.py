@@ -1,29 +1,28 @@
 """Frechet distance between the features of two samples (Heusel et al. 2017, arXiv 1706.08500, eq. 6)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.metrics.base import Metric, two_samples
+from fewstep.metrics.base import Features, Metric, two_samples_in
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrechetDistance(Metric):
     """`||m_1 - m_2||^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))` of the features, `{"frechet": ...}`.
 
-    `features` maps items `(n, ...)` to vectors `(n, k)`. The trace of the root is the sum of the roots of the
-    eigenvalues of `C_1^(1/2) C_2 C_1^(1/2)`, in float64. Biased upwards by the sample size: compare equal sizes, and
-    with a floor. Raises `UserError` where a sample has no more items than features, because its covariance is then
-    singular.
+    `features` maps items `(n, ...)` to vectors `(n, k)`: a function, or a module in evaluation mode. The trace of the
+    root is the sum of the roots of the eigenvalues of `C_1^(1/2) C_2 C_1^(1/2)`, in float64. Biased upwards by the
+    sample size: compare equal sizes, and with a floor. Raises `UserError` where a sample has no more items than
+    features, because its covariance is then singular.
     """
 
-    features: Callable[[Tensor], Tensor]
+    features: Features
 
     def __call__(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
-        x, y = two_samples(self.features(samples), self.features(reference))
+        x, y = two_samples_in(self.features, samples, reference)
         if min(len(x), len(y)) <= x.shape[1]:
             raise UserError(
                 f"a Frechet distance in {x.shape[1]} features needs more than {x.shape[1]} items of each, "
