@@ -137,7 +137,7 @@ def test_unknown_fields_are_named():
 
 def test_fields_out_of_range_are_refused():
     config = to_config(Ancestral()) | {"steps": 0}
-    with pytest.raises(UserError, match="whole numbers from 1 up"):
+    with pytest.raises(UserError, match="a whole number from 1 up"):
         from_config(config)
 
 

@@ -111,7 +111,7 @@ def test_total_derivative_against_central_differences(name):
     def error(other):
         return ((other - derivative).abs().amax() / derivative.abs().amax()).item()
 
-    assert torch.equal(value, u(z, R, T, x_tau))
+    assert_close(value, u(z, R, T, x_tau), rtol=1e-10, atol=1e-12)  # another kernel may run, and round otherwise
     assert error(difference()) < 1e-6
     assert error(difference(dr=1.0)) > 1e-3
     assert error(difference(dx=1.0)) > 1e-3

@@ -1,23 +1,30 @@
 """The recipes that come with the library: their names, their models, and that pairs compare like with like."""
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
 
 from fewstep.datasets import MNIST, Digits, Ring
 from fewstep.errors import UserError
-from fewstep.models import Denoiser, DenoiserConfig, PosteriorFlow, PosteriorFlowConfig
+from fewstep.models import ConsistencyMap, Denoiser, MeanFlow, PosteriorFlow
 from fewstep.networks import UNetConfig
-from fewstep.objectives import STMD, Denoising
+from fewstep.objectives import STMD, ConsistencyTraining, Denoising, MeanFlowObjective
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.recipes import all_recipes, find_recipe
-from fewstep.samplers import Ancestral
-from fewstep.scaling import EpsilonScaling, IdentityScaling
+from fewstep.samplers import Ancestral, FlowMap
+from fewstep.scaling import EpsilonScaling, GaussianScaling, IdentityScaling
 from problems import generator, normals, seeded
 
 RECIPES = all_recipes()
 DATA = {"ring": Ring(), "digits": Digits(), "mnist": MNIST()}
+METHODS = {
+    "stmd": (PosteriorFlow, STMD, Ancestral),
+    "ddpm": (Denoiser, Denoising, Ancestral),
+    "mean-flow": (MeanFlow, MeanFlowObjective, FlowMap),
+    "consistency": (ConsistencyMap, ConsistencyTraining, Ancestral),
+}
+OF_THE_METHOD = {"name", "description", "model", "objective", "sampler"}  # the rest is the same for every method
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +34,7 @@ def _no_data(monkeypatch, tmp_path):
 
 
 def test_names():
-    assert set(RECIPES) >= {f"{data}-{method}" for data in DATA for method in ("stmd", "ddpm")}
+    assert set(RECIPES) >= {f"{data}-{method}" for data in DATA for method in METHODS}
     assert list(RECIPES) == sorted(RECIPES)
     for name, recipe in RECIPES.items():
         assert recipe.name == name
@@ -42,36 +49,70 @@ def test_an_unknown_name_lists_those_there_are():
     assert all(name in str(error.value) for name in RECIPES)
 
 
+def method_of(name):
+    """The data set and the method in a name; what follows them is a variant's."""
+    data, _, rest = name.partition("-")
+    return data, next(method for method in METHODS if rest.startswith(method))
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_builds_its_model(name):
-    """A posterior of the items of its data set, and a loss for each of them."""
-    recipe = RECIPES[name]
+def test_every_recipe_builds_fits_learns_and_samples(name):
+    """A loss and a gradient for the items of its data set, and finite items from its own sampler."""
+    recipe, (_, method) = RECIPES[name], method_of(name)
     shape = recipe.dataset.item_shape
     with seeded(0):
         model = recipe.model.build(shape)
-    model.fit(normals(20, *shape, seed=0, dtype=torch.float32))
-    x_tau = normals(2, *shape, seed=1, dtype=torch.float32)
-    with torch.no_grad():
-        x_0 = model(x_tau, 0.5).sample((3,), generator=generator(2))
-    assert x_0.shape == (3, 2, *shape)
-    assert x_0.isfinite().all()
-    denoises = "ddpm" in name
-    assert type(model) is (Denoiser if denoises else PosteriorFlow)
-    assert type(recipe.objective) is (Denoising if denoises else STMD)
+    x_0 = 0.5 * normals(20, *shape, seed=0, dtype=torch.float32) + 0.1
+    model.fit(x_0)
+    assert (type(model), type(recipe.objective), type(recipe.sampler)) == METHODS[method]
+    loss = recipe.objective(model, {"x_0": x_0[:4], "progress": torch.zeros(4)}, generator(1))
+    assert loss.per_sample.shape == (4,)
+    assert loss.per_sample.isfinite().all()
+    loss.per_sample.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    samples = recipe.sampler(model, normals(2, *shape, seed=2, dtype=torch.float32), generator(3))
+    assert samples.shape == (2, *shape)
+    assert samples.isfinite().all()
+
+
+def differing(one, other):
+    """The fields of a recipe in which two differ."""
+    return {field.name for field in fields(Recipe) if getattr(one, field.name) != getattr(other, field.name)}
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_stmd_and_ddpm_differ_in_the_method_only(data):
-    stmd, ddpm = RECIPES[f"{data}-stmd"], RECIPES[f"{data}-ddpm"]
-    assert stmd.dataset == ddpm.dataset == DATA[data]
-    assert stmd.model.network == ddpm.model.network
-    assert stmd.model.schedule == ddpm.model.schedule
-    for field in ("optimiser", "steps", "batch_size", "ema_decay", "ema_warmup", "seed"):
-        assert getattr(stmd, field) == getattr(ddpm, field), field
-    assert isinstance(ddpm.model, DenoiserConfig)
-    assert isinstance(stmd.model, PosteriorFlowConfig)
-    # the published DDPM predicts the noise; where STMD is scaled, so is its rival
-    assert ddpm.model.scaling == (EpsilonScaling() if data == "mnist" else stmd.model.scaling)
+def test_equal_terms(data):
+    """Recipes of one data set differ in the method only: not in data, network, optimiser, steps, batch, average or seed."""
+    recipes = [recipe for name, recipe in RECIPES.items() if method_of(name)[0] == data]
+    assert len(recipes) >= len(METHODS)
+    assert recipes[0].dataset == DATA[data]
+    for recipe in recipes:
+        assert differing(recipe, recipes[0]) <= OF_THE_METHOD, recipe.name
+        assert recipe.model.network == recipes[0].model.network
+        assert recipe.model.network.num_classes == 0
+    for wrong in ({"steps": 7}, {"batch_size": 7}, {"seed": 7}, {"ema_decay": 0.5}, {"optimiser": Optimiser(lr=0.7)}):
+        assert not differing(replace(recipes[1], **wrong), recipes[0]) <= OF_THE_METHOD
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_where_one_method_is_scaled_its_rivals_are(data):
+    """And there is one diffusion. MNIST is as published: STMD and Mean Flow on the data, DDPM on the noise."""
+    stmd, ddpm, mean_flow, consistency = (RECIPES[f"{data}-{method}"].model for method in METHODS)
+    assert stmd.schedule == ddpm.schedule == consistency.schedule
+    assert consistency.scaling == GaussianScaling()
+    if data == "mnist":
+        assert (stmd.scaling, ddpm.scaling, mean_flow.standardise) == (IdentityScaling(), EpsilonScaling(), False)
+    else:
+        assert stmd.scaling == ddpm.scaling == GaussianScaling()
+        assert mean_flow.standardise
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_both_mean_flows_have_the_same_options(data):
+    """Law of the times, tangent and weight are STMD's; the law of tau is STMD's own."""
+    stmd, mean_flow = (RECIPES[f"{data}-{method}"].objective for method in ("stmd", "mean-flow"))
+    for field in fields(MeanFlowObjective):
+        assert getattr(stmd, field.name) == getattr(mean_flow, field.name), field.name
 
 
 def test_mnist_is_as_in_the_paper():
@@ -119,6 +160,11 @@ def test_optimisers_out_of_range(wrong):
         Optimiser(**wrong)
 
 
-def test_the_default_sampler_is_ancestral():
-    assert all(isinstance(recipe.sampler, Ancestral) for recipe in RECIPES.values())
-    assert all(isinstance(recipe, Recipe) for recipe in RECIPES.values())
+def test_a_consistency_map_samples_by_renoising():
+    """Its end is neither a mean nor a draw, so that no bridge goes with it."""
+    for name, recipe in RECIPES.items():
+        assert isinstance(recipe, Recipe)
+        if "consistency" in name:
+            assert recipe.sampler.kernel == 0
+        elif isinstance(recipe.sampler, Ancestral):
+            assert recipe.sampler.kernel == "bridge"

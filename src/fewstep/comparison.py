@@ -14,7 +14,7 @@ from typing import Any
 from fewstep.configuration import differences, to_config
 from fewstep.datasets.base import Dataset
 from fewstep.errors import UserError
-from fewstep.evaluation import NAMES, EvaluationPlan, Yardstick, posterior_rows, uses_flow, yardstick
+from fewstep.evaluation import MORE_NAMES, NAMES, EvaluationPlan, Yardstick, posterior_rows, uses_flow, yardstick
 from fewstep.models.base import Model
 from fewstep.recipe import Recipe
 from fewstep.samplers.base import Sampler
@@ -41,6 +41,8 @@ class ComparisonPlan:
     """Held-out pairs (x_0, x_tau) for each time."""
     batch_size: int = 500
     """Items at a time: bounds the memory, changes no sample."""
+    inception: Path | None = None
+    """Weights of the Inception network, for the Frechet inception distance (docs/metrics.md)."""
 
     def __post_init__(self) -> None:
         if min(*self.nfe, *self.flow_steps, self.pairs, self.batch_size) < 1:
@@ -69,7 +71,7 @@ def compare(
 ) -> dict[str, Any]:
     """The comparison as JSON (keys in docs/json.md). Raises `UserError` where the runs are of different data sets."""
     dataset = common_dataset(contestants)
-    rule = yardstick(dataset, plan.n, data, quiet)
+    rule = yardstick(dataset, plan.n, data, quiet, plan.inception)
     floors = [rule.floor(seed) for seed in range(FLOOR_DRAWS)]
     runs = [_measured(contestant, rule, plan, quiet) for contestant in contestants]
     posterior_plan = EvaluationPlan(
@@ -83,7 +85,8 @@ def compare(
         "terms": unequal_terms(contestants),
         "floor": {
             name: {"mean": statistics.fmean(f[name] for f in floors), "values": [f[name] for f in floors]}
-            for name in floors[0]
+            for name in NAMES | MORE_NAMES
+            if name in floors[0]
         },
         "runs": runs,
         "posterior": {run: posterior_rows(model, rule.test, posterior_plan, quiet) for run, model in models.items()},
@@ -135,7 +138,7 @@ def _measured(contestant: Contestant, rule: Yardstick, plan: ComparisonPlan, qui
         cells = [rule.sample(contestant.model, sampler, seed, plan.batch_size, quiet) for seed in range(plan.seeds)]
         counts = {key: cells[0][key] for key in ("steps", "flow_steps", "nfe")}
         cost = {"seconds": statistics.fmean(c["seconds"] for c in cells), "peak_memory": cells[-1]["peak_memory"]}
-        distances = {name: interval([c[name] for c in cells]) for name in NAMES if name in cells[0]}
+        distances = {name: interval([c[name] for c in cells]) for name in NAMES | MORE_NAMES if name in cells[0]}
         rows.append(counts | cost | distances)
     return {
         "name": contestant.name,

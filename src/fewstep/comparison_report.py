@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from fewstep import page
-from fewstep.evaluation import NAMES
+from fewstep.evaluation import MORE_NAMES, NAMES
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -23,10 +23,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
     against = f"{result['n']} samples against {result['reference']['n']} held-out items"
     found = []
-    for key in (key for key in NAMES if key in result["floor"]):
+    names = NAMES | MORE_NAMES
+    for key in (key for key in names if key in result["floor"]):
         floor = result["floor"][key]
         low, high = min(floor["values"]), max(floor["values"])
-        title = f"{NAMES[key]}, {against}; real vs real {floor['mean']:.3g} ({low:.3g} to {high:.3g})"
+        title = f"{names[key]}, {against}; real vs real {floor['mean']:.3g} ({low:.3g} to {high:.3g})"
         found.append(pivot(title, partial(_plus_minus, key)))
     found.append(pivot(f"seconds for {result['n']} samples", lambda row: f"{row['seconds']:.2g}"))
     return [*found, *_posterior_tables(result), _terms(result)]

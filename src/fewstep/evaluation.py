@@ -20,16 +20,35 @@ from fewstep.datasets.base import Dataset, Examples
 from fewstep.draws import item_generators
 from fewstep.errors import UserError
 from fewstep.features import classifier_of
-from fewstep.metrics import EnergyDistance, EnergyScore, FrechetDistance, Metric, SlicedWasserstein, SpreadSkill
+from fewstep.metrics import (
+    PRDC,
+    EnergyDistance,
+    EnergyScore,
+    FrechetDistance,
+    KernelDistance,
+    Metric,
+    SlicedWasserstein,
+    SpreadSkill,
+    VendiScore,
+    inception_features,
+)
+from fewstep.metrics.base import Features
 from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
 from fewstep.networks.classifier import FeatureClassifier
 from fewstep.posterior import FlowPosterior
-from fewstep.pretrained import sample
+from fewstep.pretrained import sample, sampler_of
 from fewstep.progress import Meter, peak_memory
-from fewstep.samplers.ancestral import Ancestral
 from fewstep.samplers.base import Sampler, step_counts
+from fewstep.shapes import flat
 
-NAMES = {"energy_distance": "energy distance", "sliced_w2": "sliced W2", "frechet": "Frechet distance"}
+NAMES = {
+    "energy_distance": "energy distance",
+    "sliced_w2": "sliced W2",
+    "frechet": "Frechet distance",
+    "fid": "Frechet inception distance",
+}
+MORE_NAMES = {"kid": "kernel distance", "precision": "precision", "recall": "recall", "density": "density",
+              "coverage": "coverage", "vendi_ratio": "Vendi ratio"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +71,8 @@ class EvaluationPlan:
     """Seed of the samples."""
     batch_size: int = 500
     """Items at a time: bounds the memory, changes no sample."""
+    inception: Path | None = None
+    """Weights of the Inception network, for the Frechet inception distance (docs/metrics.md)."""
 
     def __post_init__(self) -> None:
         if min(*self.steps, *self.flow_steps, self.pairs, self.batch_size, self.n or 1) < 1 or self.n == 0:
@@ -66,9 +87,12 @@ class EvaluationPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """What samples of a data set are measured with: the metrics, the held-out items, and where both come from."""
+    """What samples of a data set are measured with: the metrics, the held-out items, and where both come from.
 
-    metrics: tuple[Metric, ...]
+    Each group of metrics has the features that it looks at.
+    """
+
+    metrics: tuple[tuple[Features, tuple[Metric, ...]], ...]
     train: Examples
     test: Examples
     reference: Tensor
@@ -76,9 +100,14 @@ class Yardstick:
     provenance: dict[str, Any]
 
     def measure(self, samples: Tensor, reference: Tensor | None = None) -> dict[str, float]:
-        """Every distance of the samples to the held-out items, or to others."""
+        """Every number of the samples beside the held-out items, or others."""
+        found: dict[str, float] = {}
         against = self.reference if reference is None else reference
-        return {name: value for metric in self.metrics for name, value in metric(samples, against).items()}
+        for features, metrics in self.metrics:
+            x, y = features(samples), features(against)
+            for metric in metrics:
+                found |= metric(x, y)
+        return found
 
     def floor(self, seed: int) -> dict[str, float]:
         """The same distances of as many training items: what a perfect sampler would get."""
@@ -94,21 +123,28 @@ class Yardstick:
         return step_counts(sampler) | cost | self.measure(x_0)
 
 
-def yardstick(dataset: Dataset, n: int | None = None, data: Path | None = None, quiet: bool = True) -> Yardstick:
-    """The distances that suit a data set: energy distance and sliced W2, for labelled images the Frechet distance too.
+def yardstick(
+    dataset: Dataset,
+    n: int | None = None,
+    data: Path | None = None,
+    quiet: bool = True,
+    inception: Path | None = None,
+) -> Yardstick:
+    """The distances that suit a data set: energy distance and sliced W2; of labelled images also those in features.
 
     Raises `UserError` where n is too small for the Frechet distance.
     """
     test = dataset.test(data)
     count = n or (6000 if test.size is None else min(test.size, 10_000))
-    metrics: list[Metric] = [EnergyDistance(), SlicedWasserstein()]
+    groups: list[tuple[Features, tuple[Metric, ...]]] = [(flat, (EnergyDistance(), SlicedWasserstein()))]
     provenance: dict[str, Any] = {}
     if dataset.num_classes > 0 and len(dataset.item_shape) == 3:
         least = FeatureClassifier.FEATURES
         if count <= least:
             raise UserError(f"a Frechet distance in {least} features needs more than that, not n = {count}")
         extractor = classifier_of(dataset, data, quiet)
-        metrics.append(FrechetDistance(features=extractor.classifier.all_features))
+        seen = extractor.classifier.all_features
+        groups.append((seen, (FrechetDistance(features=flat), KernelDistance(features=flat), PRDC(), VendiScore())))
         provenance["features"] = {
             "extractor": f"classifier of {type(dataset).__name__.lower()}, 128 penultimate activations before ReLU",
             "accuracy": extractor.accuracy,
@@ -116,10 +152,19 @@ def yardstick(dataset: Dataset, n: int | None = None, data: Path | None = None, 
             "quantisation": "none",
             "resize": "none",
         }
+    if inception is not None:
+        network = inception_features(inception)
+        groups.append((network, (FrechetDistance(features=flat, name="fid"),)))
+        provenance["inception"] = {
+            "extractor": "Inception v3 of torch-fidelity, 2048 activations of the last pooling",
+            "sha256": network.sha256,
+            "quantisation": "uint8",
+            "resize": "299 x 299, bilinear without antialiasing",
+        }
     reference = test.up_to(count)["x_0"]
     provenance["reference"] = {"dataset": to_config(dataset), "split": "test", "n": len(reference)}
     return Yardstick(
-        metrics=tuple(metrics),
+        metrics=tuple(groups),
         train=dataset.train(data),
         test=test,
         reference=reference,
@@ -137,8 +182,8 @@ def evaluate(
     sampler: Sampler | None = None,
 ) -> dict[str, Any]:
     """The two tables as JSON; keys in docs/json.md. `sampler` takes the place of the model's default one."""
-    sampler = sampler or model.sampler or Ancestral()
-    rule = yardstick(dataset, plan.n, data, quiet)
+    sampler = sampler or sampler_of(model)
+    rule = yardstick(dataset, plan.n, data, quiet, plan.inception)
     n_floor = rule.n if rule.train.size is None else min(rule.n, rule.train.size)
     with_flow = uses_flow(model, sampler)
     flow_counts = plan.flow_steps if with_flow else (1,)
@@ -204,6 +249,12 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
         rows.append([*counts, *distances, f"{row['seconds']:.1f}"])
     title = f"{result['recipe']}: {result['n']} samples against {result['reference']['n']} held-out items"
     found = [(title, ["N", "M", "NFE", *present.values(), "seconds"], rows)]
+    more = {key: name for key, name in MORE_NAMES.items() if key in result["floor"]}
+    if more:
+        rows = [["real vs real", "", *(f"{result['floor'][key]:.3g}" for key in more)]]
+        for row in result["samples"]:
+            rows.append([str(row["steps"]), str(row["flow_steps"]), *(f"{row[key]:.3g}" for key in more)])
+        found.append(("fidelity and variety in the same features", ["N", "M", *more.values()], rows))
     posterior = [
         [str(row["flow_steps"]), *(f"{row[key]:.4g}" for key in ("tau", "spread_skill", "energy_score", "mean_rmse"))]
         for row in result["posterior"]

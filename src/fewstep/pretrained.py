@@ -15,8 +15,10 @@ from fewstep.draws import item_generators, normal
 from fewstep.errors import UserError
 from fewstep.files import CHECKSUMS, read_checked, write_folder
 from fewstep.models.base import Model
+from fewstep.models.mean_flow import MeanFlow
 from fewstep.samplers.ancestral import Ancestral
 from fewstep.samplers.base import Sampler, check_model
+from fewstep.samplers.flow_map import FlowMap
 from fewstep.schedule import Schedule
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -78,12 +80,12 @@ def sample(
     """`n` samples `(n, ...)`: the items `first .. first + n - 1` of the run with this seed.
 
     Every item has a generator of its own, so that `batch_size`, which bounds the memory, changes no item. `steps` and
-    `flow_steps` replace those of the sampler: the given one, the model's default, or `Ancestral()`.
+    `flow_steps` replace those of the sampler: the given one, or that of `sampler_of`.
     Raises `UserError` where a number is out of range or the sampler does not draw from such a model.
     """
     if n < 1 or batch_size < 1 or seed < 0:
         raise UserError(f"n and batch_size count from 1 up, seed from 0: not {n}, {batch_size} and {seed}")
-    chosen: Sampler = (sampler or model.sampler or Ancestral()).with_steps(steps, flow_steps)
+    chosen: Sampler = (sampler or sampler_of(model)).with_steps(steps, flow_steps)
     check_model(chosen, model)
     chunks = []
     for start in range(0, n, batch_size):
@@ -93,6 +95,11 @@ def sample(
         chunks.append(chosen(model, noise, generators))
         progress(start + size)
     return torch.cat(chunks)
+
+
+def sampler_of(model: Model) -> Sampler:
+    """The model's default sampler; where it has none, `FlowMap()` for a Mean Flow and `Ancestral()` for a posterior."""
+    return model.sampler or (FlowMap() if isinstance(model, MeanFlow) else Ancestral())
 
 
 def pretrained_files(model: Model, sampler: Sampler | None) -> dict[str, bytes]:

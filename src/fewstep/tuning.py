@@ -14,7 +14,7 @@ from fewstep.datasets.base import Dataset
 from fewstep.errors import UserError
 from fewstep.evaluation import NAMES, Yardstick, uses_flow, yardstick
 from fewstep.models.base import Model
-from fewstep.pretrained import sample
+from fewstep.pretrained import sample, sampler_of
 from fewstep.progress import Meter
 from fewstep.samplers.ancestral import Ancestral
 from fewstep.samplers.base import Sampler, step_counts
@@ -76,7 +76,7 @@ def tune(
     """
     rule = yardstick(dataset, plan.n, data, quiet)
     criterion = "frechet" if "features" in rule.provenance else "energy_distance"
-    tried = candidates(model, sampler or model.sampler or Ancestral(), plan)
+    tried = candidates(model, sampler or sampler_of(model), plan)
     target = rule.train.up_to(rule.n, seed=0)["x_0"]
     rows = []
     with Meter("samplers", len(tried), unit="sampler", quiet=quiet) as meter:

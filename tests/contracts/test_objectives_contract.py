@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 import fewstep.objectives
+from fewstep.configuration import from_config, to_config
 from fewstep.draws import Shard
-from fewstep.objectives import STMD, Denoising, Objective
+from fewstep.objectives import STMD, ConsistencyTraining, Denoising, MeanFlowObjective, Objective
 from problems import generator, generators, gradients, members, models_for, normals
 
 OBJECTIVES = members(fewstep.objectives, Objective)
@@ -16,11 +17,33 @@ every_objective = pytest.mark.parametrize("objective", [cls() for cls in OBJECTI
 
 
 def model_of(objective):
-    return models_for(type(objective).__call__)[0]
+    (model,) = models_for(type(objective).__call__)  # an objective trains one kind of model
+    return model
 
 
 def test_the_family_is_found():
-    assert {STMD, Denoising} <= set(OBJECTIVES)
+    """The abstract ones are no members."""
+    assert {STMD, Denoising, MeanFlowObjective, ConsistencyTraining} <= set(OBJECTIVES)
+    assert fewstep.objectives.base.AverageVelocityObjective not in OBJECTIVES
+
+
+@every_objective
+def test_there_and_back_through_its_configuration(objective):
+    """As a checkpoint keeps it."""
+    assert from_config(to_config(objective), trust_code=False) == objective
+
+
+@every_objective
+def test_what_comes_with_the_data_in_training_changes_no_shape(objective):
+    """The loop adds the share of the training that is done; an objective may use it, item by item."""
+    batch = BATCH | {"progress": torch.linspace(0, 1, 8).double(), "labels": torch.zeros(8, dtype=torch.int64)}
+    model = model_of(objective)
+    whole = objective(model, batch, generators(*range(8)))
+    assert whole.per_sample.shape == (8,)
+    assert whole.per_sample.isfinite().all()
+    for i in (0, 3, 7):
+        alone = objective(model, {name: x[i : i + 1] for name, x in batch.items()}, generators(i))
+        assert_close(alone.per_sample[0], whole.per_sample[i], rtol=1e-9, atol=1e-12)
 
 
 @every_objective

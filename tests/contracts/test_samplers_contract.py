@@ -1,13 +1,19 @@
 """The laws of every sampler: each file of the family is found, and each sampler draws from the model it is for."""
 
+import inspect
+import typing
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+import fewstep.models
 import fewstep.samplers
+from fewstep.configuration import from_config, to_config
 from fewstep.draws import item_generators, normal
-from fewstep.models import MixturePosterior, PosteriorModel
-from fewstep.samplers import Ancestral, Sampler
+from fewstep.errors import UserError
+from fewstep.models import EvaluationCounter, MixturePosterior, Model, ModelConfig, PosteriorModel
+from fewstep.samplers import Ancestral, FlowMap, OfMeans, ProbabilityFlow, ReverseSDE, Sampler
 from problems import SCHEDULE, generator, members, models_for, normals, ring
 
 SAMPLERS = members(fewstep.samplers, Sampler)
@@ -26,8 +32,55 @@ every_case = pytest.mark.parametrize(
 )
 
 
+every_sampler = pytest.mark.parametrize("sampler", [cls() for cls in SAMPLERS], ids=lambda s: type(s).__name__)
+
+
 def test_the_family_is_found():
-    assert Ancestral in SAMPLERS
+    """And there is a model for each: `models_for` goes by the annotation, which tells flow maps and posteriors apart."""
+    assert {Ancestral, FlowMap, OfMeans, ProbabilityFlow, ReverseSDE} <= set(SAMPLERS)
+    assert {sampler for sampler, _ in CASES} == {cls() for cls in SAMPLERS}
+    assert len(members(fewstep.models, ModelConfig)) > len(models(FlowMap())) > 0
+
+
+@every_sampler
+def test_a_model_of_another_kind_is_refused(sampler):
+    """With a `UserError`, past the test run's check of types, which would come first."""
+    call = inspect.unwrap(type(sampler).__call__)
+    wanted = typing.get_type_hints(type(sampler).__call__)["model"]
+    others = [model for model in (*models_for(_any_model), EXACT) if not isinstance(model, wanted)]
+    assert others
+    for model in others:
+        with pytest.raises(UserError, match=f"{type(sampler).__name__} draws from a {wanted.__name__}"):
+            call(sampler, model, normals(6, *model.item_shape, seed=0), generator(1))
+
+
+def _any_model(model: Model):
+    """For `models_for`: every model there is."""
+
+
+@every_sampler
+def test_there_and_back_through_its_configuration(sampler):
+    """As a saved model keeps it."""
+    assert from_config(to_config(sampler), trust_code=False) == sampler
+    assert from_config(to_config(sampler.with_steps(3)), trust_code=False) == sampler.with_steps(3)
+
+
+@every_case
+def test_another_number_of_steps_is_another_cost_and_nothing_else(sampler, model):
+    """The cost grows by the same amount with each step; without numbers the sampler is as it was."""
+    assert sampler.with_steps() == sampler
+    assert sampler.with_steps(3).with_steps(5) == sampler.with_steps(5)
+    assert type(sampler.with_steps(3)) is type(sampler)
+    noise, costs = normals(4, *model.item_shape, seed=0, dtype=torch.float32), []
+    for steps in (1, 2, 3):
+        with EvaluationCounter(model) as counter:
+            sampler.with_steps(steps)(model, noise, generator(1))
+        assert counter.items == 4 * counter.calls
+        costs.append(counter.calls)
+    assert costs[0] == 1
+    assert costs[2] - costs[1] == costs[1] - costs[0] > 0
+    with pytest.raises(UserError):
+        sampler.with_steps(0)
 
 
 @every_case
@@ -46,6 +99,16 @@ def test_the_seed_and_the_noise_decide(sampler, model):
     x_0 = sampler(model, noise, generator(1))
     assert torch.equal(x_0, sampler(model, noise, generator(1)))
     assert not torch.equal(x_0, sampler(model, other, generator(1)))
+
+
+@pytest.mark.parametrize("model", models(FlowMap()), ids=lambda m: type(m).__name__)
+def test_of_a_flow_map_the_noise_alone_decides(model):
+    """An ancestral sampler sees its generator, in a posterior of the same kind of network."""
+    noise = normals(6, *model.item_shape, seed=0, dtype=torch.float32)
+    assert torch.equal(FlowMap(3)(model, noise, generator(1)), FlowMap(3)(model, noise, generator(2)))
+    assert torch.equal(FlowMap(3)(model, noise), FlowMap(3)(model, noise, generator(2)))
+    exact = normals(6, *EXACT.item_shape, seed=0, dtype=torch.float32)
+    assert not torch.equal(Ancestral(3)(EXACT, exact, generator(1)), Ancestral(3)(EXACT, exact, generator(2)))
 
 
 @every_case

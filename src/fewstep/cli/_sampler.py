@@ -45,7 +45,7 @@ def named_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def override(sampler: Sampler | None, flags: SamplerFlags) -> Sampler:
+def override(sampler: Sampler, flags: SamplerFlags) -> Sampler:
     """The sampler with the flags' values in place of its own. Raises `UserError` where they do not fit."""
     steps = flags.steps
     changes: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def override(sampler: Sampler | None, flags: SamplerFlags) -> Sampler:
         changes["kernel"] = (
             "bridge" if flags.kernel == "bridge" else _number(flags.kernel, "--kernel", "bridge or c from 0 to 1")
         )
-    base = named_sampler(flags.sampler) if flags.sampler is not None else sampler or Ancestral()
+    base = named_sampler(flags.sampler) if flags.sampler is not None else sampler
     return _replace(base.with_steps(steps, flags.flow_steps), changes)
 
 

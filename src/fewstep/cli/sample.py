@@ -19,7 +19,7 @@ from fewstep.configuration import to_config
 from fewstep.errors import UserError
 from fewstep.files import write_file
 from fewstep.models.base import EvaluationCounter
-from fewstep.pretrained import load, newest_checkpoint, sample
+from fewstep.pretrained import load, newest_checkpoint, sample, sampler_of
 from fewstep.progress import Meter
 from fewstep.samplers.base import step_counts
 
@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--n counts samples from 1 up, not {flags.n}")
     allow_code_here(flags.trust_code)
     model = load(flags.run, device=flags.device, trust_code=flags.trust_code)
-    sampler = override(model.sampler, flags)
+    sampler = override(sampler_of(model), flags)
     start = time.monotonic()
     with EvaluationCounter(model) as counter, Meter("sampling", flags.n, unit="item") as meter:
         x_0 = sample(

@@ -11,7 +11,7 @@ from fewstep.metrics.base import Features, Metric, two_samples_in
 
 @dataclass(frozen=True, kw_only=True)
 class FrechetDistance(Metric):
-    """`||m_1 - m_2||^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))` of the features, `{"frechet": ...}`.
+    """`||m_1 - m_2||^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))` of the features, `{name: ...}`, "frechet" or as given.
 
     `features` maps items `(n, ...)` to vectors `(n, k)`: a function, or a module in evaluation mode. The trace of the
     root is the sum of the roots of the eigenvalues of `C_1^(1/2) C_2 C_1^(1/2)`, in float64. Biased upwards by the
@@ -20,6 +20,7 @@ class FrechetDistance(Metric):
     """
 
     features: Features
+    name: str = "frechet"
 
     def __call__(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
         x, y = two_samples_in(self.features, samples, reference)
@@ -32,4 +33,4 @@ class FrechetDistance(Metric):
         root = vectors * values.clamp_min(0).sqrt() @ vectors.T
         cross = torch.linalg.eigvalsh(root @ torch.atleast_2d(y.T.cov()) @ root).clamp_min(0).sqrt().sum()
         trace = x.var(dim=0).sum() + y.var(dim=0).sum() - 2 * cross
-        return {"frechet": ((x.mean(0) - y.mean(0)).square().sum() + trace).item()}
+        return {self.name: ((x.mean(0) - y.mean(0)).square().sum() + trace).item()}

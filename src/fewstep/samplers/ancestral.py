@@ -72,6 +72,7 @@ class Ancestral(Sampler):
     @torch.no_grad()
     def trajectory(self, model: PosteriorModel, noise: Tensor, generator: Source = None) -> list[State]:
         """Every state of the loop, from tau = 1 on; the last `x_0` is the sample."""
+        check_model(self, model)
         return self._walk(model, noise, generator, keep=True)
 
     def _walk(self, model: PosteriorModel, x: Tensor, generator: Source, keep: bool = False) -> list[State]:

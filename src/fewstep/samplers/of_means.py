@@ -29,6 +29,8 @@ class OfMeans(Sampler):
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise UserError(f"a mean is estimated from at least 1 draw, not {self.draws}")
+        if self.sampler.draws_from is not PosteriorModel:
+            raise UserError(f"{type(self.sampler).__name__} draws from no posterior: there is no mean to give it")
 
     @property
     def nfe(self) -> int:
