@@ -69,6 +69,7 @@ def test_each_number_of_evaluations_is_spent_in_every_way_that_there_is(name, sa
     """And as claimed: the counted evaluations are the sampler's own number."""
     contestant = network_contestant(name, sampler)
     chosen = samplers_for(contestant, PLAN)
+    assert all(sampler.nfe <= budget for sampler, budget in chosen.items())
     result = compare([contestant], PLAN)["runs"][0]
     assert [(row["steps"], row["flow_steps"]) for row in result["rows"]] == expected
     assert [row["nfe"] for row in result["rows"]] == [s.nfe for s in chosen]

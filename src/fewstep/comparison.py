@@ -119,24 +119,24 @@ def unequal_terms(contestants: list[Contestant]) -> list[str]:
     ]
 
 
-def samplers_for(contestant: Contestant, plan: ComparisonPlan) -> list[Sampler]:
-    """One sampler for each M and each NFE that it can spend; none twice."""
-    found: list[Sampler] = []
+def samplers_for(contestant: Contestant, plan: ComparisonPlan) -> dict[Sampler, int]:
+    """One sampler for each M and each NFE that it can spend, with that number; none twice."""
+    found: dict[Sampler, int] = {}
     for m in plan.flow_steps if uses_flow(contestant.model, contestant.sampler) else [None]:
         for nfe in sorted(plan.nfe):
             if m is not None and nfe % m:
                 continue
             sampler = contestant.sampler.with_steps(1, m).with_nfe(nfe)
             if sampler.nfe <= nfe and sampler not in found:
-                found.append(sampler)
+                found[sampler] = nfe
     return found
 
 
 def _measured(contestant: Contestant, rule: Yardstick, plan: ComparisonPlan, quiet: bool) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
-    for sampler in samplers_for(contestant, plan):
+    for sampler, budget in samplers_for(contestant, plan).items():
         cells = [rule.sample(contestant.model, sampler, seed, plan.batch_size, quiet) for seed in range(plan.seeds)]
-        counts = {key: cells[0][key] for key in ("steps", "flow_steps", "nfe")}
+        counts = {"budget": budget} | {key: cells[0][key] for key in ("steps", "flow_steps", "nfe")}
         cost = {"seconds": statistics.fmean(c["seconds"] for c in cells), "peak_memory": cells[-1]["peak_memory"]}
         distances = {name: interval([c[name] for c in cells]) for name in NAMES | MORE_NAMES if name in cells[0]}
         rows.append(counts | cost | distances)

@@ -11,19 +11,21 @@ from fewstep.evaluation import MORE_NAMES, NAMES
 Table = tuple[str, list[str], list[list[str]]]
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
-    """`(title, header, rows)` of each table, as text: a table for each distance, the posterior, and the terms."""
+def tables(result: dict[str, Any], names: dict[str, str] = NAMES | MORE_NAMES) -> list[Table]:
+    """`(title, header, rows)` of each table, as text: a table for each distance in `names`, the posterior, and the terms."""
     series = [line for run in result["runs"] for line in _series(run)]
-    columns = sorted({row["nfe"] for _, rows in series for row in rows})
-    header = ["by NFE", *(f"{nfe:g}" for nfe in columns)]
+    columns = sorted({row["budget"] for _, rows in series for row in rows})
+    header = ["by NFE", *map(str, columns)]
 
     def pivot(title: str, text: Callable[[dict[str, Any]], str]) -> Table:
-        body = [[label, *({r["nfe"]: text(r) for r in rows}.get(nfe, "") for nfe in columns)] for label, rows in series]
+        body = []
+        for label, rows in series:
+            cells = {r["budget"]: text(r) + (f" [{r['nfe']:g}]" if r["nfe"] != r["budget"] else "") for r in rows}
+            body.append([label, *(cells.get(budget, "") for budget in columns)])
         return title, header, body
 
     against = f"{result['n']} samples against {result['reference']['n']} held-out items"
     found = []
-    names = NAMES | MORE_NAMES
     for key in (key for key in names if key in result["floor"]):
         floor = result["floor"][key]
         low, high = min(floor["values"]), max(floor["values"])

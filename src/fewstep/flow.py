@@ -65,6 +65,15 @@ def mean_flow_target(
     return target
 
 
+def standard_slope(r: Tensor, t: Tensor) -> Tensor:
+    """The factor of `z` in the average velocity of the flow from N(0, I) to itself, `u = (1 - s_r / s_t) / (t - r) z`.
+
+    `s_q^2 = (1 - q)^2 + q^2` is the variance at q, so that it is `2 (t + r - 1) / (s_t (s_t + s_r))`, at r = t too.
+    """
+    s_r, s_t = (((1 - q) ** 2 + q**2).sqrt() for q in (r, t))
+    return 2 * (t + r - 1) / (s_t * (s_t + s_r))
+
+
 def flow_map(
     u: AverageVelocity, z: Tensor, t: Tensor | float, r: Tensor | float, held: tuple[Tensor, ...] = ()
 ) -> Tensor:

@@ -23,6 +23,7 @@ from fewstep.cli._tables import print_tables, terminal
 from fewstep.comparison import ComparisonPlan, Contestant, compare
 from fewstep.comparison_report import document, figure, notes, tables
 from fewstep.errors import UserError
+from fewstep.evaluation import NAMES
 from fewstep.files import write_file
 
 
@@ -61,7 +62,7 @@ def run(arguments: list[str]) -> int:
     write_file(flags.out / "comparison.png", image)
     write_file(flags.out / "comparison.html", document(result, image))
     console = terminal()
-    print_tables(tables(result), console)
+    print_tables(tables(result, NAMES), console)
     for note in notes(result):
         console.print(note, highlight=False)
     sys.stdout.write(f"written to {flags.out}: comparison.json, comparison.png, comparison.html\n")
