@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fewstep import flow
 from fewstep.models.base import ModelConfig, NetworkModel
 from fewstep.networks.base import Network
+from fewstep.shapes import per_item
 
 
 class MeanFlow(NetworkModel):
@@ -16,16 +17,25 @@ class MeanFlow(NetworkModel):
 
     The flow runs on the data, `w = x_0` (Geng et al., arXiv 2505.13447), or, with `standardise`, on `w = (x_0 - m) / s`,
     m the mean item and s the standard deviation of one component. The network sees `z` and the times `(t, t - r)`.
+    `gaussian_skip`, which goes with `standardise`, is that of `PosteriorFlow`: `u = slope(r, t) z + network`.
     It has no diffusion and no posterior: one noise, one item.
     """
 
-    def __init__(self, network: nn.Module, item_shape: tuple[int, ...], standardise: bool = False):
+    def __init__(
+        self,
+        network: nn.Module,
+        item_shape: tuple[int, ...],
+        standardise: bool = False,
+        gaussian_skip: bool = False,
+    ):
         super().__init__(network, None, item_shape)
         self.standardise = standardise
+        self.gaussian_skip = gaussian_skip
 
     def u(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
         """The average velocity; `r <= t` are `(batch,)`."""
-        return self.network(z, torch.stack([t, t - r], dim=1))
+        u = self.network(z, torch.stack([t, t - r], dim=1))
+        return u + per_item(flow.standard_slope(r, t), z) * z if self.gaussian_skip else u
 
     def forward(self, z: Tensor, t: Tensor | float, r: Tensor | float) -> Tensor:
         return self.flow_map(z, t, r)
@@ -45,14 +55,21 @@ class MeanFlow(NetworkModel):
     @property
     def config(self) -> "MeanFlowConfig":
         """What rebuilds this model, if its network has a `config`."""
-        return MeanFlowConfig(network=cast(Network, self.network).config, standardise=self.standardise)
+        return MeanFlowConfig(
+            network=cast(Network, self.network).config,
+            standardise=self.standardise,
+            gaussian_skip=self.gaussian_skip,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanFlowConfig(ModelConfig):
-    """A Mean Flow; `standardise` runs it on data of mean 0 and variance 1 in place of the data as it is."""
+    """A Mean Flow; `standardise` runs it on data of mean 0 and variance 1, which `gaussian_skip` goes with."""
 
     standardise: bool = False
+    gaussian_skip: bool = False
 
     def build(self, item_shape: tuple[int, ...]) -> MeanFlow:
-        return MeanFlow(self.build_network(item_shape, inputs=1, times=2), item_shape, self.standardise)
+        return MeanFlow(
+            self.build_network(item_shape, inputs=1, times=2), item_shape, self.standardise, self.gaussian_skip
+        )
