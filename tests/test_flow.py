@@ -11,6 +11,7 @@ from fewstep.flow import (
     follow,
     interpolate,
     mean_flow_target,
+    standard_slope,
     total_derivative,
 )
 from fewstep.times import even_times
@@ -150,3 +151,10 @@ def test_where_no_interval_is_positive_no_derivative_is_taken():
         raise AssertionError("u was called")
 
     assert torch.equal(mean_flow_target(u, Z, T, T, Z), Z)
+
+
+def test_the_slope_of_a_standard_normal_target():
+    """It is the closed form at mean 0 and deviation 1, at r = t too; another deviation has another slope."""
+    assert_close(standard_slope(R, T)[:, None] * Z, LinearFlow(mean=0.0, std=1.0)(Z, R, T), **EXACT)
+    assert (standard_slope(R, T)[:, None] * Z - LinearFlow(mean=0.0, std=0.9)(Z, R, T)).abs().amax() > 0.05
+    assert_close(standard_slope(doubles(0.0, 1.0), doubles(1.0, 1.0)), doubles(0.0, 1.0))

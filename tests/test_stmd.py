@@ -11,7 +11,7 @@ from fewstep.objectives import STMD
 from fewstep.scaling import GaussianScaling, IdentityScaling
 from fewstep.times import LogitNormal, Uniform
 from problems import SCHEDULE, LinearFlow, doubles, gaussian, generator, gradients, normals, tiny_network
-from stats import accepts, ks, rejects, share, z_tests
+from stats import accepts, ks, mean_and_covariance, rejects, share, z_tests
 
 MEAN, STD = doubles(1.0, -0.5), 0.6
 
@@ -162,3 +162,32 @@ def test_the_atom_trains_the_denoiser():
 def test_what_is_refused(wrong):
     with pytest.raises(UserError):
         STMD(**wrong)
+
+
+class Silent(nn.Module):
+    """A network that has learnt nothing: zero everywhere."""
+
+    def forward(self, x, times):
+        return torch.zeros_like(x.chunk(2, dim=1)[0])
+
+
+@pytest.mark.parametrize("flow_steps", [1, 3])
+def test_with_the_gaussian_skip_gaussian_data_need_no_learning(flow_steps):
+    """The scaled target is standard normal given any state: draws are exact, and the mean is `offset` at any z.
+
+    Without the skip the same network draws the right law too, but its u(z, 1, 1) is no denoiser.
+    """
+    data, tau = gaussian(MEAN, STD), doubles(0.4)[0]
+    model = PosteriorFlow(Silent(), SCHEDULE, GaussianScaling(), (2,), gaussian_skip=True).double()
+    model.data_mean.copy_(MEAN)
+    model.data_std.fill_(STD)
+    x_tau = normals(1, 2, seed=5).expand(20_000, 2)
+    law = data.posterior(x_tau[:1], tau, SCHEDULE)
+    q = model(x_tau, tau)
+    draws = q.sample(flow_steps=flow_steps, generator=generator(6))
+    assert accepts(mean_and_covariance(draws, law.mean[0], law.covariance[0]))
+    assert rejects(mean_and_covariance(1.1 * draws - 0.1 * law.mean, law.mean[0], law.covariance[0]))
+    assert_close(q.mean(generator=generator(7)), law.mean.expand_as(draws), rtol=1e-9, atol=1e-9)
+    bare = PosteriorFlow(Silent(), SCHEDULE, GaussianScaling(), (2,)).double()
+    bare.load_state_dict(model.state_dict())
+    assert (bare(x_tau, tau).mean(generator=generator(7)) - law.mean).abs().amax() > 0.5

@@ -104,6 +104,8 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 def figure(result: dict[str, Any]) -> bytes:
     """A PNG: for each distance a panel against NFE, a line for each run and M with its intervals, and the floor."""
+    from matplotlib.ticker import LogLocator
+
     keys = [key for key in ("frechet", "energy_distance") if key in result["floor"]]
     drawn, axes = page.figure_of(len(keys), 4.2, wide=True)
     for axis, key in zip(axes, keys, strict=True):
@@ -112,6 +114,8 @@ def figure(result: dict[str, Any]) -> bytes:
         axis.set_xscale("log")
         if low > 0:
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
         else:  # an unbiased distance may fall below 0
             axis.set_yscale("symlog", linthresh=max(abs(low), abs(high)))
         for colour, run in enumerate(result["runs"]):
@@ -121,7 +125,7 @@ def figure(result: dict[str, Any]) -> bytes:
                 axis.errorbar(x, y, yerr=half, fmt=style, color=f"C{colour}", capsize=3, markersize=4, label=label)
         axis.axhspan(low, high, color="0.85", zorder=0)
         axis.axhline(floor["mean"], color="0.4", linestyle="--", linewidth=1, label="floor: real vs real", zorder=1)
-        ticks = sorted({row["nfe"] for run in result["runs"] for row in run["rows"]})
+        ticks = sorted({row["budget"] for run in result["runs"] for row in run["rows"]})
         axis.set(xlabel="network evaluations per sample (NFE)", ylabel=NAMES[key])
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
