@@ -235,7 +235,8 @@ def test_sample_writes_arrays_and_how_they_were_made(capsys, run, tmp_path):
     assert x_0.shape == (5, 2)
     assert np.isfinite(x_0).all()
     info = json.loads((out / "samples.json").read_text())
-    assert info.keys() == {"n", "checkpoint", "steps", "flow_steps", "sampler", "nfe", "seed", "seconds"}
+    expected = {"n", "checkpoint", "steps", "flow_steps", "sampler", "nfe", "seed", "seconds", "peak_memory"}
+    assert info.keys() == expected
     expected = {"n": 5, "steps": 3, "flow_steps": 2, "nfe": 6, "seed": 4}
     assert {key: info[key] for key in expected} == expected
     assert "6 network evaluations" in capsys.readouterr().out

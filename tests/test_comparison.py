@@ -24,6 +24,7 @@ from fewstep.errors import UserError
 from fewstep.models import MeanOnly
 from fewstep.recipes import find_recipe
 from fewstep.samplers import Ancestral, FlowMap, OfMeans, ProbabilityFlow, ReverseSDE
+from fewstep.times import CustomGrid
 from problems import doubles, generator, seeded
 
 RING = Ring()
@@ -146,12 +147,14 @@ def test_a_rise_is_found_and_chance_is_not():
 
 def test_joint_intervals_are_rarely_all_wrong():
     """Under equal means the share of tables with any rise is at most (1 - level) / 2, one side of it."""
-    source, hits = generator(2), 0
-    for _ in range(400):
-        values = torch.randn(6, 5, generator=source, dtype=torch.float64).tolist()
+    source, hits, uncorrected = generator(2), 0, 0
+    for _ in range(1500):
+        values = torch.randn(9, 5, generator=source, dtype=torch.float64).tolist()
         rows = [{"steps": i, "flow_steps": 1, "energy_distance": {"values": v}} for i, v in enumerate(values)]
         hits += bool(rises(rows))
-    assert scipy_stats.binomtest(hits, 400, 0.05, alternative="greater").pvalue > 1e-5
+        uncorrected += bool(rises(rows, level=1 - 8 * 0.05))
+    assert scipy_stats.binomtest(hits, 1500, 0.025, alternative="greater").pvalue > 1e-5
+    assert scipy_stats.binomtest(uncorrected, 1500, 0.025, alternative="greater").pvalue < 1e-5
 
 
 def test_runs_on_other_data_are_refused():
@@ -167,10 +170,51 @@ def test_unequal_terms_are_named():
     longer = replace(b, recipe=replace(b.recipe, steps=7))
     assert unequal_terms([a, longer]) == [f"ddpm against stmd: steps: {a.recipe.steps} -> 7"]
     shown = tables(compare([a, longer], replace(PLAN, nfe=(1,), seeds=2, n=50, taus=())))[-1]
-    assert "steps" in shown[0]
+    assert f"steps: {a.recipe.steps} -> 7" in shown[0]
 
 
-@pytest.mark.parametrize("wrong", [{"nfe": (0,)}, {"seeds": 1}, {"flow_steps": (0,)}, {"pairs": 0}])
+def test_a_training_that_was_cut_short_is_not_on_equal_terms():
+    a, b = network_contestant("stmd"), network_contestant("ddpm")
+    short = replace(b, training=COST | {"step": 5, "images": 12})
+    full = replace(a, training=COST | {"step": 9, "images": 20})
+    assert unequal_terms([full, short]) == [
+        "ddpm against stmd: trained step: 9 -> 5",
+        "ddpm against stmd: trained images: 20 -> 12",
+    ]
+
+
+def test_a_run_that_can_spend_nothing_is_named():
+    with pytest.raises(UserError, match="stmd can spend none of the NFE"):
+        samplers_for(network_contestant("stmd"), replace(PLAN, nfe=(1, 2), flow_steps=(4,)))
+
+
+def test_a_grid_of_given_times_is_kept_where_it_fits():
+    own = Ancestral(2, grid=CustomGrid(times=(1.0, 0.3, 0.0)))
+    chosen = list(samplers_for(network_contestant("ddpm", own), PLAN))
+    assert chosen == [Ancestral(1), own, Ancestral(4)]
+
+
+def test_a_consistency_map_has_no_posterior():
+    result = compare([network_contestant("consistency"), network_contestant("ddpm")], replace(PLAN, nfe=(1,)))
+    assert result["posterior"]["consistency"] == []
+    assert len(result["posterior"]["ddpm"]) == 1
+    rows = [row for title, _, body in tables(result) if "RMSE" in title for row in body]
+    assert [row[0] for row in rows] == ["ddpm"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"nfe": (0,)},
+        {"seeds": 1},
+        {"flow_steps": (0,)},
+        {"pairs": 0},
+        {"nfe": ()},
+        {"taus": (3.0,)},
+        {"n": 0},
+        {"n": -5},
+    ],
+)
 def test_plans_out_of_range(wrong):
     with pytest.raises(UserError):
         ComparisonPlan(**wrong)

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from fewstep.errors import UserError
 from fewstep.models import ConsistencyMap, ConsistencyMapConfig, Denoiser, MixturePosterior
 from fewstep.objectives import ConsistencyTraining
-from fewstep.samplers import Ancestral, FlowMap
+from fewstep.samplers import Ancestral, FlowMap, OfMeans, ProbabilityFlow, ReverseSDE
 from fewstep.scaling import EpsilonScaling, GaussianScaling, IdentityScaling
 from problems import SCHEDULE, TINY_MLP, doubles, gaussian, generator, gradients, normals, tiny_network
 from stats import accepts, chi_square, ks, mean_and_covariance, rejects, z_tests
@@ -293,9 +293,11 @@ def test_one_step_is_the_end_of_the_flow():
         Ancestral(1, kernel=0.0)(exact_model(), x_1), exact_model().network.end(x_1, one), rtol=1e-9, atol=1e-9
     )
     posterior = exact_model()(x_1, 1.0)
-    assert_close(posterior.mean(), posterior.sample(generator=generator(0)))
     exact = MixturePosterior(gaussian(MEAN, STD), SCHEDULE)(x_1, 1.0).mean()
-    assert ((posterior.mean() - exact).abs() > 1e-2).any()
+    assert ((posterior.sample() - exact).abs() > 1e-2).any()
+    for sampler in (ProbabilityFlow(2), ReverseSDE(2), OfMeans(sampler=Ancestral(2))):
+        with pytest.raises(UserError, match="not the posterior's mean"):
+            sampler(exact_model(), x_1, generator(0))
 
 
 @pytest.mark.parametrize(

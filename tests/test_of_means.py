@@ -148,8 +148,10 @@ def test_samplers_of_means_run_on_every_posterior_model(sampler):
 
 def test_numbers_of_steps_reach_the_sampler_inside():
     of_means = OfMeans(sampler=Ancestral(4, grid=LogSNRGrid(), kernel=1.0), draws=2)
-    changed = of_means.with_steps(7, 3)
-    assert changed == OfMeans(sampler=Ancestral(7, flow_steps=3, grid=LogSNRGrid(), kernel=1.0), draws=2)
+    changed = of_means.with_steps(7)
+    assert changed == OfMeans(sampler=Ancestral(7, grid=LogSNRGrid(), kernel=1.0), draws=2)
+    with pytest.raises(UserError, match="flow_steps"):
+        of_means.with_steps(7, 3)  # a mean takes none
     assert of_means.with_steps() == of_means
     assert OfMeans(sampler=OfMeans(sampler=ReverseSDE(2))).with_steps(5).sampler.sampler == ReverseSDE(5)
     with pytest.raises(UserError, match="flow_steps"):

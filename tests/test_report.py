@@ -89,8 +89,28 @@ def test_a_page_of_images(digits_run):
     page = write_report(digits_run, steps=(1,), n=4).read_text()
     assert foreign_references(page) == []
     found = images(page)
-    assert len(found) == 4  # one number of steps, data, the trajectory, curves
+    assert len(found) == 3  # one number of steps, data, curves
+    assert "The randomness is kept" not in page
     assert all(min(image.size) > 20 for image in found)
+
+
+def test_a_page_of_draws_of_images(tmp_path):
+    """A posterior with draws has a trajectory with several of them; a denoiser has none to show."""
+    recipe = find_recipe("digits-stmd")
+    recipe = replace(recipe, model=replace(recipe.model, network=NETWORK), steps=2, batch_size=8)
+    page = write_report(trained(tmp_path / "run", recipe), steps=(1,), n=4).read_text()
+    assert len(images(page)) == 5  # one number of steps, the default sampler, data, the trajectory, curves
+    assert "The randomness is kept" in page
+
+
+def test_a_page_of_a_mean_flow(tmp_path):
+    """The commands on it are those of its own sampler."""
+    recipe = find_recipe("ring-mean-flow")
+    recipe = replace(recipe, model=replace(recipe.model, network=NETWORK), steps=2, batch_size=8)
+    page = write_report(trained(tmp_path / "run", recipe), steps=(1, 2), n=4).read_text()
+    assert "--steps 2 --seed 0" in page
+    assert "--flow-steps" not in page
+    assert "The randomness is kept" not in page
 
 
 def test_a_page_of_numbers(tmp_path):

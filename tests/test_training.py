@@ -13,11 +13,12 @@ import torch
 import fewstep
 from fewstep import files
 from fewstep.errors import UserError
-from fewstep.pretrained import newest_checkpoint
+from fewstep.pretrained import load, newest_checkpoint, save_default_sampler
 from fewstep.recipe import Optimiser
 from fewstep.recipes import find_recipe
+from fewstep.samplers import Ancestral
 from fewstep.training import TrainingOptions, train
-from fewstep.training.checkpoint import stored_recipe
+from fewstep.training.checkpoint import check_recipe, stored_recipe
 from fewstep.training.log import BUCKETS, Averages, read_log
 from fewstep.training.loop import LossModule, ema_update, learning_rate
 from fewstep.training.packing import pack, unpack
@@ -277,3 +278,25 @@ def test_training_learns(tmp_path):
     assert lines[-1]["raw_by_bucket"]["0"] < 0.9 * lines[0]["raw_by_bucket"]["0"]
     assert math.isfinite(lines[-1]["grad_norm"])
     assert json.loads((tmp_path / "recipe.json").read_text())["steps"] == 200
+
+
+def test_a_field_that_is_newer_than_the_run_has_its_default(tmp_path):
+    """A run from before a recipe had the field goes on; one in which it had another value does not."""
+    recipe = tiny_recipe(steps=4)
+    train(recipe, options(tmp_path, stop_after=0.0))
+    stored = json.loads((tmp_path / "recipe.json").read_text())
+    del stored["model"]["gaussian_skip"]
+    check_recipe(stored, recipe, tmp_path)
+    skipping = replace(recipe, model=replace(recipe.model, gaussian_skip=True))
+    with pytest.raises(UserError, match="gaussian_skip: False -> True"):
+        check_recipe(stored, skipping, tmp_path)
+
+
+def test_a_default_sampler_that_was_stored_with_the_model_outlives_more_training(tmp_path):
+    recipe = tiny_recipe(steps=4)
+    first = train(recipe, options(tmp_path, stop_after=0.0))
+    assert first.step < 4
+    save_default_sampler(first.checkpoint, Ancestral(7, kernel=0.5))
+    last = train(recipe, options(tmp_path, resume=True))
+    assert last.step == 4
+    assert load(tmp_path).sampler == Ancestral(7, kernel=0.5)

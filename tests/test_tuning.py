@@ -4,8 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
-from fewstep import MixturePosterior, VPSchedule
+from fewstep import MixturePosterior, VPSchedule, tuning
 from fewstep.configuration import from_config
 from fewstep.datasets import Ring
 from fewstep.errors import UserError
@@ -31,7 +32,10 @@ def test_everything_that_spends_the_budget_is_tried():
     assert len(of_means) == 6
     assert candidates(network_contestant("mean-flow").model, FlowMap(), PLAN) == [FlowMap(steps=4)]
     assert {s.steps for s in candidates(model, ProbabilityFlow(), PLAN)} == {2}
-    assert len(candidates(model, OfMeans(sampler=Ancestral()), PLAN)) == 1
+    of_means = candidates(model, OfMeans(sampler=Ancestral()), PLAN)
+    assert {s.sampler.kernel for s in of_means} == {"bridge", 0.0, 1.0}
+    assert all(s.nfe == 4 for s in of_means)
+    assert len(of_means) == 6
 
 
 def test_a_budget_of_one_leaves_one_sampler():
@@ -56,6 +60,23 @@ def test_the_best_is_the_best_and_is_measured_again():
     assert "NFE = 4" in title
     assert all(len(row) == len(header) for row in rows)
     assert "floor" in rows[0][-1]
+
+
+def test_a_sampler_that_diverges_is_no_candidate(monkeypatch):
+    """NaN compares with nothing: it must not win."""
+    real = tuning.sample
+
+    def broken(model, n, *, sampler, **options):
+        x_0 = real(model, n, sampler=sampler, **options)
+        return x_0 * torch.nan if sampler.kernel == "bridge" else x_0
+
+    monkeypatch.setattr(tuning, "sample", broken)
+    best, result = tune(MeanOnly(EXACT), RING, PLAN, sampler=Ancestral())
+    assert best.kernel != "bridge"
+    assert len(result["diverged"]) == 2
+    assert len(result["candidates"]) == 4
+    with pytest.raises(UserError, match="every sampler"):
+        tune(MeanOnly(EXACT), RING, replace(PLAN, nfe=1), sampler=Ancestral())
 
 
 def test_plans_out_of_range():

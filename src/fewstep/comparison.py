@@ -1,8 +1,8 @@
 """Several runs on one data set, by the same measure, at the same numbers of network evaluations (the paper's figure 3b).
 
-Every cell is repeated over seeds of the samples. Its interval is Student's at 95 % over these seeds: it says how far
-another seed would be, not another training or other held-out items. The floor is the same distance of as many training
-items, over several draws of them.
+Every cell is repeated over seeds of the samples. Its interval is Student's at 95 % for the mean over seeds: it says nothing
+of another training or of other held-out items. The floor is the same distance of as many training items, over several
+draws of them; the draws overlap, so that their range is narrower than that of fresh data.
 """
 
 import math
@@ -45,10 +45,18 @@ class ComparisonPlan:
     """Weights of the Inception network, for the Frechet inception distance (docs/metrics.md)."""
 
     def __post_init__(self) -> None:
-        if min(*self.nfe, *self.flow_steps, self.pairs, self.batch_size) < 1:
-            raise UserError("NFE, flow steps, pairs and batch size count from 1 up")
+        if not self.nfe or not self.flow_steps or min(*self.nfe, *self.flow_steps) < 1:
+            raise UserError("NFE and flow steps count from 1 up, and there is one of each at least")
+        _ = self.posterior  # checks what it holds
         if self.seeds < 2:
             raise UserError("an interval over seeds needs at least 2 of them")
+
+    @property
+    def posterior(self) -> EvaluationPlan:
+        """How the posterior is looked at."""
+        return EvaluationPlan(
+            n=self.n, taus=self.taus, pairs=self.pairs, flow_steps=self.flow_steps, batch_size=self.batch_size
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,25 +79,24 @@ def compare(
 ) -> dict[str, Any]:
     """The comparison as JSON (keys in docs/json.md). Raises `UserError` where the runs are of different data sets."""
     dataset = common_dataset(contestants)
-    rule = yardstick(dataset, plan.n, data, quiet, plan.inception)
+    device = str(contestants[0].model.like.device)
+    rule = yardstick(dataset, plan.n, data, quiet, plan.inception, device)
     floors = [rule.floor(seed) for seed in range(FLOOR_DRAWS)]
     runs = [_measured(contestant, rule, plan, quiet) for contestant in contestants]
-    posterior_plan = EvaluationPlan(
-        taus=plan.taus, pairs=plan.pairs, flow_steps=plan.flow_steps, batch_size=plan.batch_size
-    )
     models = {contestant.run: contestant.model for contestant in contestants}
     return {
         "n": rule.n,
         "seeds": plan.seeds,
         **rule.provenance,
         "terms": unequal_terms(contestants),
+        "floor_n": rule.floor_n,
         "floor": {
             name: {"mean": statistics.fmean(f[name] for f in floors), "values": [f[name] for f in floors]}
             for name in NAMES | MORE_NAMES
             if name in floors[0]
         },
         "runs": runs,
-        "posterior": {run: posterior_rows(model, rule.test, posterior_plan, quiet) for run, model in models.items()},
+        "posterior": {run: posterior_rows(model, rule.test, plan.posterior, quiet) for run, model in models.items()},
     }
 
 
@@ -106,16 +113,19 @@ def common_dataset(contestants: list[Contestant]) -> Dataset:
 
 
 def unequal_terms(contestants: list[Contestant]) -> list[str]:
-    """Where network, optimiser or budget of a run differ from those of the first: `run: field: a -> b`."""
+    """Where network, optimiser, budget or steps done of a run differ from the first one's: `run against run: field: a -> b`."""
 
-    def terms(recipe: Recipe) -> dict[str, Any]:
-        return {"network": to_config(recipe.model.network)} | {f: to_config(getattr(recipe, f)) for f in TERMS}
+    def terms(contestant: Contestant) -> dict[str, Any]:
+        recipe, done = contestant.recipe, contestant.training
+        fields = {"network": to_config(recipe.model.network)} | {f: to_config(getattr(recipe, f)) for f in TERMS}
+        return fields | {f"trained {name}": done.get(name) for name in ("step", "images")}
 
-    first = contestants[0]
+    by_run = {contestant.run: contestant for contestant in reversed(contestants)}
+    first, *others = reversed(by_run.values())
     return [
-        f"{other.name} against {first.name}: {difference}"
-        for other in contestants[1:]
-        for difference in differences(terms(first.recipe), terms(other.recipe))
+        f"{other.run} against {first.run}: {difference}"
+        for other in others
+        for difference in differences(terms(first), terms(other))
     ]
 
 
@@ -126,9 +136,13 @@ def samplers_for(contestant: Contestant, plan: ComparisonPlan) -> dict[Sampler, 
         for nfe in sorted(plan.nfe):
             if m is not None and nfe % m:
                 continue
-            sampler = contestant.sampler.with_steps(1, m).with_nfe(nfe)
+            sampler = contestant.sampler.with_steps(None, m).with_nfe(nfe)
             if sampler.nfe <= nfe and sampler not in found:
                 found[sampler] = nfe
+    if not found:
+        raise UserError(
+            f"{contestant.name} can spend none of the NFE {plan.nfe} with M in {plan.flow_steps}: add an NFE that M divides"
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 from fewstep import page
@@ -29,7 +30,9 @@ def tables(result: dict[str, Any], names: dict[str, str] = NAMES | MORE_NAMES) -
     for key in (key for key in names if key in result["floor"]):
         floor = result["floor"][key]
         low, high = min(floor["values"]), max(floor["values"])
-        title = f"{names[key]}, {against}; real vs real {floor['mean']:.3g} ({low:.3g} to {high:.3g})"
+        title = (
+            f"{names[key]}, {against}; real vs real ({result['floor_n']}) {floor['mean']:.3g}, {low:.3g} to {high:.3g}"
+        )
         found.append(pivot(title, partial(_plus_minus, key)))
     found.append(pivot(f"seconds for {result['n']} samples", lambda row: f"{row['seconds']:.2g}"))
     return [*found, *_posterior_tables(result), _terms(result)]
@@ -68,7 +71,7 @@ def _posterior_tables(result: dict[str, Any]) -> list[Table]:
         body = [
             [run, str(m), *(f"{cells[tau][key]:.3g}" for tau in taus)]
             for run, m, cells in lines
-            if key != "mean_rmse" or m == lines[0][1]
+            if key != "mean_rmse" or m == min(other for name, other, _ in lines if name == run)
         ]
         found.append((title, ["by tau", "M", *(f"{tau:g}" for tau in taus)], body))
     return found if lines else []
@@ -94,7 +97,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         for row in run["rises"]
     ] or ["in no run does the energy distance at more steps exceed that at the fewest, beyond joint 95 % intervals"]
     found.append(
-        f"± is Student's 95 % interval over {result['seeds']} seeds of the samples; the held-out items are fixed"
+        f"± is Student's 95 % interval for the mean over {result['seeds']} seeds of the samples; the held-out items are fixed; "
+        "more --seeds see smaller rises"
     )
     if "features" in result:
         f = result["features"]
@@ -119,7 +123,7 @@ def figure(result: dict[str, Any]) -> bytes:
         else:  # an unbiased distance may fall below 0
             axis.set_yscale("symlog", linthresh=max(abs(low), abs(high)))
         for colour, run in enumerate(result["runs"]):
-            for style, (label, rows) in zip(("-o", "--s", ":^", "-.v"), _series(run), strict=False):
+            for style, (label, rows) in zip(cycle(("-o", "--s", ":^", "-.v")), _series(run), strict=False):
                 x = [row["nfe"] for row in rows]
                 y, half = [row[key]["mean"] for row in rows], [row[key]["half_width"] for row in rows]
                 axis.errorbar(x, y, yerr=half, fmt=style, color=f"C{colour}", capsize=3, markersize=4, label=label)

@@ -8,6 +8,7 @@ needs no truth but the data.
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ from fewstep.metrics import (
 )
 from fewstep.metrics.base import Features
 from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
+from fewstep.models.consistency import ConsistencyMap
 from fewstep.networks.classifier import FeatureClassifier
 from fewstep.posterior import FlowPosterior
 from fewstep.pretrained import sample, sampler_of
-from fewstep.progress import Meter, peak_memory
+from fewstep.progress import Meter, forget_peak_memory, peak_memory
 from fewstep.samplers.base import Sampler, step_counts
 from fewstep.shapes import flat
 
@@ -95,16 +97,29 @@ class Yardstick:
     metrics: tuple[tuple[Features, tuple[Metric, ...]], ...]
     train: Examples
     test: Examples
-    reference: Tensor
     n: int
     provenance: dict[str, Any]
+
+    @property
+    def floor_n(self) -> int:
+        """How many training items there are to compare with the held-out ones: n, or all of them."""
+        return self.n if self.train.size is None else min(self.n, self.train.size)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The held-out items."""
+        return self.test.up_to(self.n)["x_0"]
+
+    @cached_property
+    def seen(self) -> list[Tensor]:
+        """The features of the held-out items, by group of metrics."""
+        return [features(self.reference) for features, _ in self.metrics]
 
     def measure(self, samples: Tensor, reference: Tensor | None = None) -> dict[str, float]:
         """Every number of the samples beside the held-out items, or others."""
         found: dict[str, float] = {}
-        against = self.reference if reference is None else reference
-        for features, metrics in self.metrics:
-            x, y = features(samples), features(against)
+        for (features, metrics), held_out in zip(self.metrics, self.seen, strict=True):
+            x, y = features(samples), held_out if reference is None else features(reference)
             for metric in metrics:
                 found |= metric(x, y)
         return found
@@ -116,6 +131,7 @@ class Yardstick:
     def sample(self, model: Model, sampler: Sampler, seed: int, batch_size: int, quiet: bool = True) -> dict[str, Any]:
         """One row: n samples by this sampler, what they cost, and how far they are."""
         start, title = time.monotonic(), f"samples, {_counts(sampler)}"
+        forget_peak_memory()
         with EvaluationCounter(model) as counter, Meter(title, self.n, unit="item", quiet=quiet) as meter:
             x_0 = sample(model, self.n, sampler=sampler, seed=seed, batch_size=batch_size, progress=meter.update).cpu()
         seconds = time.monotonic() - start
@@ -129,10 +145,11 @@ def yardstick(
     data: Path | None = None,
     quiet: bool = True,
     inception: Path | None = None,
+    device: str = "cpu",
 ) -> Yardstick:
     """The distances that suit a data set: energy distance and sliced W2; of labelled images also those in features.
 
-    Raises `UserError` where n is too small for the Frechet distance.
+    Inception's features are computed on `device`. Raises `UserError` where n is too small for the Frechet distance.
     """
     test = dataset.test(data)
     count = n or (6000 if test.size is None else min(test.size, 10_000))
@@ -153,7 +170,9 @@ def yardstick(
             "resize": "none",
         }
     if inception is not None:
-        network = inception_features(inception)
+        if count <= 2048:
+            raise UserError(f"a Frechet distance in 2048 features needs more than that, not n = {count}")
+        network = inception_features(inception, device=device)
         groups.append((network, (FrechetDistance(features=flat, name="fid"),)))
         provenance["inception"] = {
             "extractor": "Inception v3 of torch-fidelity, 2048 activations of the last pooling",
@@ -161,16 +180,9 @@ def yardstick(
             "quantisation": "uint8",
             "resize": "299 x 299, bilinear without antialiasing",
         }
-    reference = test.up_to(count)["x_0"]
-    provenance["reference"] = {"dataset": to_config(dataset), "split": "test", "n": len(reference)}
-    return Yardstick(
-        metrics=tuple(groups),
-        train=dataset.train(data),
-        test=test,
-        reference=reference,
-        n=count,
-        provenance=provenance,
-    )
+    held_out = count if test.size is None else min(count, test.size)
+    provenance["reference"] = {"dataset": to_config(dataset), "split": "test", "n": held_out}
+    return Yardstick(metrics=tuple(groups), train=dataset.train(data), test=test, n=count, provenance=provenance)
 
 
 def evaluate(
@@ -183,8 +195,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The two tables as JSON; keys in docs/json.md. `sampler` takes the place of the model's default one."""
     sampler = sampler or sampler_of(model)
-    rule = yardstick(dataset, plan.n, data, quiet, plan.inception)
-    n_floor = rule.n if rule.train.size is None else min(rule.n, rule.train.size)
+    rule = yardstick(dataset, plan.n, data, quiet, plan.inception, str(model.like.device))
     with_flow = uses_flow(model, sampler)
     flow_counts = plan.flow_steps if with_flow else (1,)
     rows = [
@@ -197,15 +208,18 @@ def evaluate(
         "seed": plan.seed,
         "sampler": to_config(sampler),
         **rule.provenance,
-        "floor": {"n": n_floor, **rule.floor(plan.seed)},
+        "floor": {"n": rule.floor_n, **rule.floor(plan.seed)},
         "samples": rows,
         "posterior": posterior_rows(model, rule.test, plan, quiet),
     }
 
 
 def posterior_rows(model: Model, test: Examples, plan: EvaluationPlan, quiet: bool = True) -> list[dict[str, Any]]:
-    """What is known of `q(x_0 | x_tau)` from held-out pairs, by flow steps and tau; nothing where there is no posterior."""
-    if not isinstance(model, PosteriorModel):
+    """What is known of `q(x_0 | x_tau)` from held-out pairs, by flow steps and tau.
+
+    Nothing where there is no posterior: a Mean Flow and a consistency map know neither its draws nor its mean.
+    """
+    if not isinstance(model, PosteriorModel) or isinstance(model, ConsistencyMap):
         return []
     pairs = test.up_to(plan.pairs, seed=plan.seed)["x_0"]
     cases = [(m, tau) for m in (plan.flow_steps if uses_flow(model) else (1,)) for tau in plan.taus]

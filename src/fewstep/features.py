@@ -64,9 +64,9 @@ class Extractor:
 
 def classifier_of(dataset: Dataset, data: Path | None, quiet: bool = True) -> Extractor:
     """The classifier of labelled images: shipped, from the cache (`FEWSTEP_CACHE` or ~/.cache/fewstep), or trained now."""
-    shipped = resources.files("fewstep") / "weights" / type(dataset).__name__.lower()
-    if shipped.is_dir():
-        return read_classifier(dataset, Path(str(shipped)))
+    shipped = Path(str(resources.files("fewstep"))) / "weights" / type(dataset).__name__.lower()
+    if shipped.is_dir() and _made_for(dataset, shipped):
+        return read_classifier(dataset, shipped)
     training = training_of(dataset)
     train = dataset.train(data).up_to(10_000)
     content = (
@@ -77,6 +77,11 @@ def classifier_of(dataset: Dataset, data: Path | None, quiet: bool = True) -> Ex
     if not (folder / CHECKSUMS).exists():
         write_classifier(dataset, training, folder, data, quiet)
     return read_classifier(dataset, folder)
+
+
+def _made_for(dataset: Dataset, folder: Path) -> bool:
+    """Whether the classifier in this folder is of this class of data, not of another one with the same name."""
+    return json.loads(read_checked(folder, RECORD))["dataset"]["class"] == to_config(dataset)["class"]
 
 
 def training_of(dataset: Dataset) -> ClassifierTraining:

@@ -70,6 +70,16 @@ class DiracPosterior(Posterior):
         return self.location
 
 
+@dataclass(frozen=True)
+class EndPosterior(DiracPosterior):
+    """A point mass where a deterministic flow ends: something to sample from, but not the posterior's mean."""
+
+    def mean(self, draws: int = 1, generator: Source = None) -> Tensor:
+        raise UserError(
+            "a consistency map knows where the flow ends, not the posterior's mean: sample it with ancestral or re-noising"
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class FlowPosterior(Posterior):
     """The law of `decode(z_0, x_tau, tau)` for `z_1 ~ N(0, I)` carried by `u(z, r, t, x_tau, tau)` (eq. 20).

@@ -45,11 +45,21 @@ class Meter:
 
 def peak_memory() -> int:
     """The most memory that the process has held so far, in bytes: of the GPU where one was used, else of the machine."""
-    import resource  # not there on every system
-
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # not a Unix: unknown
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, by the manual pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak_memory() -> None:
+    """Measure from now on; on a GPU only, the machine's own high-water mark stays."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fewstep import page, pictures
 from fewstep.draws import item_generators, normal
-from fewstep.evaluation import tables
+from fewstep.evaluation import tables, uses_flow
 from fewstep.files import write_file
 from fewstep.models.base import PosteriorModel
-from fewstep.pretrained import load, newest_checkpoint, sample
+from fewstep.pretrained import load, newest_checkpoint, sample, sampler_of
 from fewstep.samplers.ancestral import Ancestral
+from fewstep.samplers.base import step_counts
 from fewstep.training.checkpoint import stored_recipe
 from fewstep.training.log import read_log
 
@@ -32,20 +33,21 @@ def write_report(
 ) -> Path:
     """Write `run/report.html` and return its path. Works from the newest checkpoint, the log and the evaluation."""
     model, recipe = load(run, trust_code=trust_code), stored_recipe(run, trust_code)
-    flow_steps = model.sampler.flow_steps if isinstance(model.sampler, Ancestral) else 1
+    sampler = sampler_of(model)
+    flow_steps = step_counts(sampler)["flow_steps"]
+    one = 1 if flow_steps > 1 else None
     parts = [f"<h1>{html.escape(recipe.name)}</h1><p>{html.escape(recipe.description)}.</p>", "<h2>Samples</h2>"]
     for count in steps:
-        x_0 = sample(model, n, sampler=model.sampler.with_steps(count, 1 if flow_steps > 1 else None), seed=seed)
-        parts.append(page.figure(_show(x_0), f"N = {count}, M = 1: {count} network evaluations each"))
+        drawn = sampler.with_steps(count, one)
+        x_0 = sample(model, n, sampler=drawn, seed=seed)
+        parts.append(page.figure(_show(x_0), f"N = {count}, M = 1: {drawn.nfe} network evaluations each"))
     if flow_steps > 1:
-        x_0 = sample(model, n, seed=seed)
-        count = model.sampler.steps
-        parts.append(
-            page.figure(_show(x_0), f"the default, N = {count}, M = {flow_steps}: {count * flow_steps} evaluations")
-        )
+        x_0, count = sample(model, n, seed=seed), step_counts(sampler)["steps"]
+        caption = f"the default, N = {count}, M = {flow_steps}: {sampler.nfe} network evaluations each"
+        parts.append(page.figure(_show(x_0), caption))
     real = recipe.dataset.test(data).up_to(n)["x_0"]
     parts.append(page.figure(_show(real), "held-out data"))
-    if isinstance(model, PosteriorModel):
+    if uses_flow(model):  # a point mass has no draws to show
         parts.append(_randomness(model, real, flow_steps, seed))
     parts += [
         "<h2>Training</h2>",
@@ -59,7 +61,8 @@ def write_report(
             stale = f"These numbers are of {measured}; the pictures are of {newest.name}. Run fewstep evaluate again."
             parts.append(f"<p><b>{html.escape(stale)}</b></p>")
         parts += ["<h2>Measurements</h2>", *(page.table(*table) for table in tables(result)), _features(result)]
-    grids = [f"fewstep sample {run} --n {n} --steps {count} --flow-steps 1 --seed {seed}" for count in steps]
+    flow = " --flow-steps 1" if one else ""
+    grids = [f"fewstep sample {run} --n {n} --steps {count}{flow} --seed {seed}" for count in steps]
     commands = _commands(run, recipe.name, grids, result.get("command"))
     parts += ["<h2>Commands</h2>", f"<pre>{html.escape(chr(10).join(commands))}</pre>"]
     write_file(run / "report.html", page.document(recipe.name, parts))

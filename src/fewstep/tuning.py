@@ -5,19 +5,22 @@ other seeds, so that choosing the best of many does not flatter it.
 """
 
 import statistics
+import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fewstep.configuration import to_config
 from fewstep.datasets.base import Dataset
 from fewstep.errors import UserError
 from fewstep.evaluation import NAMES, Yardstick, uses_flow, yardstick
-from fewstep.models.base import Model
+from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
+from fewstep.models.mean_only import MeanOnly
 from fewstep.pretrained import sample, sampler_of
-from fewstep.progress import Meter
+from fewstep.progress import Meter, forget_peak_memory, peak_memory
 from fewstep.samplers.ancestral import Ancestral
 from fewstep.samplers.base import Sampler, step_counts
+from fewstep.samplers.of_means import OfMeans
 from fewstep.times import Grid, LogSNRGrid, UniformGrid
 
 
@@ -45,10 +48,14 @@ class TuningPlan:
 
 def candidates(model: Model, sampler: Sampler, plan: TuningPlan) -> list[Sampler]:
     """Every sampler to try that spends `plan.nfe`, or as near below as it can; the kind of sampler is kept."""
+    if isinstance(sampler, OfMeans):
+        inner = replace(plan, nfe=max(1, plan.nfe // sampler.draws))
+        found = candidates(MeanOnly(cast(PosteriorModel, model)), sampler.sampler, inner)
+        return [replace(sampler, sampler=candidate) for candidate in found]
     names = {f.name for f in fields(sampler)}  # type: ignore[arg-type]
     flow_counts = [m for m in range(1, plan.nfe + 1) if plan.nfe % m == 0] if uses_flow(model, sampler) else [None]
     grids: list[Grid] = [UniformGrid(), *(LogSNRGrid(tau_min=tau_min) for tau_min in plan.tau_mins)]
-    found: list[Sampler] = []
+    found = []
     for m in flow_counts:
         base = sampler.with_steps(1, m)
         base = base.with_nfe(plan.nfe)
@@ -75,24 +82,35 @@ def tune(
     the kind to choose among.
     """
     rule = yardstick(dataset, plan.n, data, quiet)
+    forget_peak_memory()
     criterion = "frechet" if "features" in rule.provenance else "energy_distance"
     tried = candidates(model, sampler or sampler_of(model), plan)
     target = rule.train.up_to(rule.n, seed=0)["x_0"]
-    rows = []
+    raced: list[tuple[Sampler, dict[str, Any]]] = []
+    diverged: list[Any] = []
     with Meter("samplers", len(tried), unit="sampler", quiet=quiet) as meter:
         for done, candidate in enumerate(tried, start=1):
-            rows.append(_row(rule, model, candidate, range(plan.seeds), plan.batch_size, criterion, target))
-            meter.update(done, f"{criterion} {rows[-1][criterion]:.4g}")
-    best = min(range(len(rows)), key=lambda i: rows[i][criterion])
+            try:
+                row = _row(rule, model, candidate, range(plan.seeds), plan.batch_size, criterion, target)
+                raced.append((candidate, row))
+            except UserError:  # NaN or infinity among the samples
+                diverged.append(to_config(candidate))
+            meter.update(done)
+    if not raced:
+        raise UserError(f"every sampler of {plan.nfe} evaluations diverged: give more --nfe")
+    raced.sort(key=lambda pair: pair[1][criterion])
+    best = raced[0][0]
     fresh = range(plan.seeds, 2 * plan.seeds)
-    final = _row(rule, model, tried[best], fresh, plan.batch_size, criterion, rule.reference)
-    return tried[best], {
+    final = _row(rule, model, best, fresh, plan.batch_size, criterion, rule.reference)
+    return best, {
         "nfe": plan.nfe,
         "n": rule.n,
         "seeds": plan.seeds,
         "criterion": criterion,
         "chosen_against": "train",
-        "candidates": sorted(rows, key=lambda row: row[criterion]),
+        "diverged": diverged,
+        "peak_memory": peak_memory(),
+        "candidates": [row for _, row in raced],
         **rule.provenance,
         "best": final | {"floor": rule.floor(0)[criterion]},
     }
@@ -101,13 +119,15 @@ def tune(
 def _row(
     rule: Yardstick, model: Model, sampler: Sampler, seeds: range, batch_size: int, criterion: str, target: Any
 ) -> dict[str, Any]:
-    values = []
-    for seed in seeds:
-        x_0 = sample(model, rule.n, sampler=sampler, seed=seed, batch_size=batch_size).cpu()
-        values.append(rule.measure(x_0, target)[criterion])
+    start = time.monotonic()
+    with EvaluationCounter(model) as counter:
+        drawn = [sample(model, rule.n, sampler=sampler, seed=seed, batch_size=batch_size).cpu() for seed in seeds]
+    seconds = (time.monotonic() - start) / len(seeds)
+    values = [rule.measure(x_0, target)[criterion] for x_0 in drawn]
     return {
         **step_counts(sampler),
-        "nfe": sampler.nfe,
+        "nfe": counter.items / (rule.n * len(seeds)),
+        "seconds": seconds,
         "sampler": to_config(sampler),
         criterion: statistics.fmean(values),
         "values": values,
@@ -119,10 +139,10 @@ def table_of(result: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     key, best = result["criterion"], result["best"]
 
     def cells(row: dict[str, Any]) -> list[str]:
-        fields = row["sampler"]
+        fields = row["sampler"].get("sampler", row["sampler"])
         grid = fields.get("grid") or {}
         times = grid.get("class", "").rpartition(".")[2] + (f" {grid['tau_min']:g}" if "tau_min" in grid else "")
-        return [str(row["steps"]), str(row["flow_steps"]), str(row["nfe"]), times, str(fields.get("kernel", ""))]
+        return [str(row["steps"]), str(row["flow_steps"]), f"{row['nfe']:g}", times, str(fields.get("kernel", ""))]
 
     rows = [[*cells(row), f"{row[key]:.4g}", ""] for row in result["candidates"]]
     rows[0][-1] = f"{best[key]:.4g} (floor {best['floor']:.4g})"

@@ -12,7 +12,7 @@ import fewstep.samplers
 from fewstep.configuration import from_config, to_config
 from fewstep.draws import item_generators, normal
 from fewstep.errors import UserError
-from fewstep.models import EvaluationCounter, MixturePosterior, Model, ModelConfig, PosteriorModel
+from fewstep.models import ConsistencyMap, EvaluationCounter, MixturePosterior, Model, ModelConfig, PosteriorModel
 from fewstep.samplers import Ancestral, FlowMap, OfMeans, ProbabilityFlow, ReverseSDE, Sampler
 from problems import SCHEDULE, generator, members, models_for, normals, ring
 
@@ -23,6 +23,8 @@ EXACT = MixturePosterior(ring(), SCHEDULE)
 def models(sampler):
     """Small networks of every kind that the sampler takes and, where it takes posteriors, the exact one."""
     found = models_for(type(sampler).__call__, dtype=torch.float32)
+    if isinstance(sampler, OfMeans | ProbabilityFlow | ReverseSDE):  # a consistency map has no mean to give them
+        found = [model for model in found if not isinstance(model, ConsistencyMap)]
     return [*found, EXACT] if any(isinstance(model, PosteriorModel) for model in found) else found
 
 

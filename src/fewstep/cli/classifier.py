@@ -13,6 +13,7 @@ from typing import Literal
 import tyro
 
 from fewstep.cli._parsing import parse
+from fewstep.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +37,17 @@ def run(arguments: list[str]) -> int:
     from dataclasses import replace
 
     from fewstep.datasets import CIFAR10, MNIST, Digits
-    from fewstep.features import training_of, write_classifier
+    from fewstep.features import RECORD, training_of, write_classifier
 
     dataset = {"digits": Digits(), "mnist": MNIST(), "cifar10": CIFAR10()}[flags.dataset]
     training = training_of(dataset)
     if flags.steps is not None:
         training = replace(training, steps=flags.steps)
     out = flags.out or Path("classifiers") / flags.dataset
+    if out.exists() and not (out / RECORD).exists():
+        raise UserError(f"--out {out} exists and holds no classifier: give a folder that does not exist")
+    if training.steps < 1:
+        raise UserError(f"--steps counts from 1 up, not {training.steps}")
     record = write_classifier(dataset, training, out, flags.data, quiet=False)
     sys.stdout.write(f"accuracy {record['accuracy']:.2%} on the test split, sha256 {record['sha256']}\n")
     sys.stdout.write(f"written to {out}\n")

@@ -50,9 +50,9 @@ def run(arguments: list[str]) -> int:
     if not flags.runs:
         raise UserError("give the folders of the runs to compare: fewstep compare runs/a runs/b")
     allow_code_here(flags.trust_code)
-    names = [text.partition("@")[0] for text in flags.runs]
-    for a, b in combinations(dict.fromkeys(names), 2):
-        if Path(a).name == Path(b).name:
+    folders = {_parts(text)[0].absolute() for text in flags.runs}
+    for a, b in combinations(sorted(folders), 2):
+        if a.name == b.name:
             raise UserError(f"{a} and {b} have one name in the tables: rename one of the folders")
     contestants = [_contestant(text, flags) for text in flags.runs]
     result = {"command": shlex.join(["fewstep", "compare", *arguments])}
@@ -69,12 +69,18 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def _parts(text: str) -> tuple[Path, str]:
+    """The folder and the sampler's name, which stands behind the last @ of the folder's own name."""
+    path = Path(text)
+    name, at, sampler = path.name.rpartition("@")
+    return (path.with_name(name), sampler) if at else (path, "")
+
+
 def _contestant(text: str, flags: Flags) -> Contestant:
     from fewstep.pretrained import load, newest_checkpoint
     from fewstep.training.checkpoint import stored_recipe, training_cost
 
-    name, _, sampler = text.partition("@")
-    folder = Path(name)
+    folder, sampler = _parts(text)
     model = load(folder, device=flags.device, trust_code=flags.trust_code)
     recipe = stored_recipe(folder, flags.trust_code)
     checkpoint = newest_checkpoint(folder)

@@ -40,8 +40,8 @@ class Flags:
     """Another sampler than the model's: one of those of fewstep sample --sampler."""
     grid: bool = False
     """Look for the best sampler at --nfe network evaluations instead."""
-    nfe: int = 4
-    """With --grid: network evaluations for each sample."""
+    nfe: int | None = None
+    """With --grid: network evaluations for each sample (4)."""
     save_default: bool = False
     """With --grid: store the best sampler as the model's default."""
     data: Path | None = None
@@ -74,8 +74,8 @@ def run(arguments: list[str]) -> int:
     }
     if flags.grid:
         return _tune(flags, model, sampler, recipe.dataset, about, checkpoint)
-    if flags.save_default:
-        raise UserError("--save-default stores what --grid finds: add --grid")
+    if flags.save_default or flags.nfe is not None:
+        raise UserError("--save-default and --nfe belong to the search for a sampler: add --grid")
     result = about | evaluate(model, recipe.dataset, flags.plan, flags.data, quiet=False, sampler=sampler)
     out = flags.out or flags.run / "evaluation.json"
     write_file(out, json.dumps(result, indent=1))
@@ -92,7 +92,10 @@ def _tune(flags: Flags, model: Any, sampler: Any, dataset: Any, about: dict[str,
     """Look for the best sampler, write the search, store the winner if asked to."""
     from fewstep.pretrained import save_default_sampler
 
-    plan = TuningPlan(nfe=flags.nfe, n=flags.plan.n, batch_size=flags.plan.batch_size)
+    if flags.plan != EvaluationPlan(n=flags.plan.n, batch_size=flags.plan.batch_size):
+        raise UserError("--grid takes of the plan --n and --batch-size only: leave the other flags out")
+    nfe = TuningPlan.nfe if flags.nfe is None else flags.nfe
+    plan = TuningPlan(nfe=nfe, n=flags.plan.n, batch_size=flags.plan.batch_size)
     best, search = tune(model, dataset, plan, flags.data, quiet=False, sampler=sampler)
     result = about | search
     out = flags.out or flags.run / "tuning.json"

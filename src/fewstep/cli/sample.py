@@ -20,7 +20,7 @@ from fewstep.errors import UserError
 from fewstep.files import write_file
 from fewstep.models.base import EvaluationCounter
 from fewstep.pretrained import load, newest_checkpoint, sample, sampler_of
-from fewstep.progress import Meter
+from fewstep.progress import Meter, peak_memory
 from fewstep.samplers.base import step_counts
 
 
@@ -71,6 +71,7 @@ def run(arguments: list[str]) -> int:
         "seed": flags.seed,
         "checkpoint": (newest_checkpoint(flags.run) or flags.run).name,
         "seconds": time.monotonic() - start,
+        "peak_memory": peak_memory(),
     }
     write_file(out / "samples.npz", pictures.npz_bytes(x_0=x_0.numpy()))
     write_file(out / "samples.json", json.dumps(info, indent=1))

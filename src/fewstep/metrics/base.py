@@ -35,7 +35,13 @@ def two_samples(samples: Tensor, reference: Tensor, at_least: int = 2) -> tuple[
         )
     if min(len(samples), len(reference)) < at_least:
         raise UserError(f"a distance between samples needs at least {at_least} items of each")
-    return flat(samples.detach()).double(), flat(reference.detach()).double()
+    x, y = flat(samples.detach()).double(), flat(reference.detach()).double()
+    bad = int((~x.isfinite()).any(1).sum())
+    if bad:
+        raise UserError(
+            f"{bad} of {len(x)} samples hold NaN or infinity: the sampler diverged, take more steps or another"
+        )
+    return x, y
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.models.base import ModelConfig, NetworkPosteriorModel
 from fewstep.networks.base import Network
-from fewstep.posterior import DiracPosterior
+from fewstep.posterior import EndPosterior
 from fewstep.scaling import GaussianScaling, IdentityScaling, Scaling
 from fewstep.schedule import Schedule, VPSchedule
 
@@ -17,7 +17,7 @@ class ConsistencyMap(NetworkPosteriorModel):
     """`f(x_tau, tau) = offset + scale w_theta(x_tau, tau)`, the end at tau = 0 of the probability flow through `x_tau`.
 
     `f(x, 0) = x` by the scaling, whose scale goes to 0 there; `UserError` for the identity scaling, whose does not.
-    `model(x_tau, tau)` is a point mass at f, which is neither the posterior's mean nor a draw: through
+    `model(x_tau, tau)` is a point mass at f, which is neither the posterior's mean (`UserError`) nor a draw: through
     `Ancestral(kernel=0.0)`, re-noising, it is multistep consistency sampling. Source: Song et al. 2023 (arXiv
     2303.01469), eq. 5 and Algorithm 1.
     """
@@ -31,8 +31,8 @@ class ConsistencyMap(NetworkPosteriorModel):
         """`f(x_tau, tau)`; tau is `(batch,)`."""
         return self.decode(self.network(x_tau, tau[:, None]), x_tau, tau)
 
-    def forward(self, x_tau: Tensor, tau: Tensor | float) -> DiracPosterior:
-        return DiracPosterior(self.end(x_tau, self.times(x_tau, tau)))
+    def forward(self, x_tau: Tensor, tau: Tensor | float) -> EndPosterior:
+        return EndPosterior(self.end(x_tau, self.times(x_tau, tau)))
 
     @property
     def config(self) -> "ConsistencyMapConfig":

@@ -40,14 +40,14 @@ class Sampler(ABC):
         """The sampler with other numbers of steps; None leaves one as it is. `UserError` where it has no such number.
 
         A custom grid gives way to an even one where it does not have the new number of steps. A sampler that wraps
-        another one (a field `sampler`) hands the numbers on.
+        another one (a field `sampler`) hands the number of steps on.
         """
         changes: dict[str, Any] = {
             name: value for name, value in (("steps", steps), ("flow_steps", flow_steps)) if value is not None
         }
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        if isinstance(inner := values.get("sampler"), Sampler):
-            return dataclasses.replace(self, sampler=inner.with_steps(steps, flow_steps))  # type: ignore[type-var]
+        if isinstance(inner := values.get("sampler"), Sampler) and flow_steps is None:
+            return dataclasses.replace(self, sampler=inner.with_steps(steps))  # type: ignore[type-var]
         unknown = [name for name in changes if name not in values]
         if unknown:
             raise UserError(f"{type(self).__name__} has no {', '.join(unknown)}")

@@ -29,13 +29,14 @@ class OfMeans(Sampler):
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise UserError(f"a mean is estimated from at least 1 draw, not {self.draws}")
+        if vars(self.sampler).get("flow_steps", 1) != 1:
+            raise UserError("a mean takes no flow steps: leave flow_steps of the sampler inside at 1")
         if self.sampler.draws_from is not PosteriorModel:
             raise UserError(f"{type(self.sampler).__name__} draws from no posterior: there is no mean to give it")
 
     @property
     def nfe(self) -> int:
-        steps = self.sampler.nfe // getattr(self.sampler, "flow_steps", 1)  # a mean takes no flow steps
-        return steps * self.draws
+        return self.sampler.nfe * self.draws
 
     def __call__(self, model: PosteriorModel, noise: Tensor, generator: Source = None) -> Tensor:
         check_model(self, model)

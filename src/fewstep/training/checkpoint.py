@@ -9,6 +9,7 @@ pickle.
 import json
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from fewstep.pretrained import (
     tensor_bytes,
 )
 from fewstep.recipe import Recipe
+from fewstep.samplers.base import Sampler
 
 STATE, TENSORS = "training.json", "training.safetensors"
 
@@ -49,6 +51,7 @@ class TrainingState:
     skipped: int = 0
     seconds: float = 0.0
     peak_memory: int = 0
+    sampler: Sampler | None = None  # the default, where it is not the recipe's
 
 
 def save_checkpoint(run: Path, state: TrainingState, recipe: Recipe, keep: int = 2) -> Path:
@@ -67,7 +70,7 @@ def save_checkpoint(run: Path, state: TrainingState, recipe: Recipe, keep: int =
         "recipe": to_config(recipe),
         "schedule": fingerprint(state.model.schedule),
     }
-    files = pretrained_files(_averaged(state.ema), recipe.sampler)
+    files = pretrained_files(_averaged(state.ema), state.sampler or recipe.sampler)
     files |= {STATE: json.dumps(record, indent=1).encode(), TENSORS: tensor_bytes(_tensors(state))}
     try:
         write_folder(folder, files)
@@ -88,7 +91,9 @@ def restore_checkpoint(folder: Path, state: TrainingState, recipe: Recipe) -> No
     record = read_record(folder)
     check_recipe(record["recipe"], recipe, folder)
     check_fingerprint(state.model.schedule, record["schedule"], folder)
-    read_checked(folder, CONFIG)
+    stored = parse_json(read_checked(folder, CONFIG), folder / CONFIG)["sampler"]
+    if stored != to_config(recipe.sampler):
+        state.sampler = from_config(stored)
     averaged = safetensors.torch.load(read_checked(folder, WEIGHTS))
     tensors = safetensors.torch.load(read_checked(folder, TENSORS))
     state.model.load_state_dict(_below("weights", tensors))
@@ -117,7 +122,7 @@ def training_cost(folder: Path) -> dict[str, Any]:
     if not (folder / STATE).exists():
         return {}
     record = read_record(folder)
-    return {key: record.get(key, 0) for key in ("step", "images", "seconds", "parameters", "peak_memory")}
+    return {key: record.get(key) for key in ("step", "images", "seconds", "parameters", "peak_memory")}
 
 
 def stored_recipe(run: Path, trust_code: bool = False) -> Recipe:
@@ -131,6 +136,8 @@ def stored_recipe(run: Path, trust_code: bool = False) -> Recipe:
 def check_recipe(stored: dict[str, Any], recipe: Recipe, source: Path) -> None:
     """`UserError` that lists the differences where the stored recipe is another one."""
     given = to_config(recipe) | {"description": stored.get("description")}  # words may change
+    with suppress(UserError):  # a class of somebody's own is compared as it was written
+        stored = to_config(from_config(stored))  # fields that are newer than the run have their defaults
     found = differences(stored, given)
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
