@@ -2,15 +2,18 @@
 
 The law is T2, three components in the plane. Accurate samples are fresh draws; narrow and wide ones are drawn in about
 its mean by .8 and 1.25; biased ones are shifted by .3 standard deviations along each axis. n samples against n. The floor
-is real against real: mean and 95 % range (quantiles) over repeats. The scores of forecasts get n cases with 16 draws each, case
-and draws from one law, and the same faults of the draws; their floor is what the true law scores.
+is real against real: mean and 95 % range (quantiles) over repeats. The scores of forecasts get n cases of T2, each seen
+through noise, `x = (x_0 + eps) / sqrt 2`, and 16 draws for each: of the exact posterior, with the same
+faults about its mean and in its standard deviations, or of the prior, which ignores x. Their floor is what the posterior
+itself scores. The comparisons of conditional laws get 16 more draws of the posterior. TARP has points at x, and at random.
 
-python benchmarks/metric_controls.py [--docs docs/metrics.md] takes less than two minutes on one free core.
+python benchmarks/metric_controls.py [--docs docs/metrics.md] takes about two minutes on one free core.
 """
 
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,15 +22,22 @@ from torch import Tensor
 from fewstep.datasets import T2
 from fewstep.metrics import (
     C2ST,
+    CRPS,
     MMD,
     PRDC,
+    SBC,
+    TARP,
+    ConditionalEnergyDistance,
     EnergyDistance,
     EnergyScore,
     FrechetDistance,
+    IntervalCoverage,
     KernelDistance,
     Metric,
     SlicedWasserstein,
     SpreadSkill,
+    VarianceRatio,
+    VariogramScore,
     VendiScore,
     Wasserstein,
 )
@@ -36,7 +46,14 @@ from fewstep.shapes import flat
 MARKS = "<!-- the table of benchmarks/metric_controls.py -->", "<!-- end of the table -->"
 LAW = T2().mixture
 MEAN, SD = torch.tensor([-0.4, -0.1]).double(), torch.tensor([3.365, 1.33]).double().sqrt()
-CONTROLS = {"accurate": (1.0, 0.0), "narrow x 0.8": (0.8, 0.0), "wide x 1.25": (1.25, 0.0), "biased 0.3 sd": (1.0, 0.3)}
+HALF = 0.5 * torch.eye(2).double()  # x = (x_0 + eps) / sqrt 2
+CONTROLS: dict[str, tuple[float, float] | None] = {
+    "accurate": (1.0, 0.0),
+    "narrow x 0.8": (0.8, 0.0),
+    "wide x 1.25": (1.25, 0.0),
+    "biased 0.3 sd": (1.0, 0.3),
+    "the prior": None,
+}
 SIZES, DRAWS = (500, 2000), 16
 REPEATS, AT_A_CONTROL = 30, 3
 DISTANCES: list[Metric] = [
@@ -50,32 +67,59 @@ DISTANCES: list[Metric] = [
     PRDC(),
     VendiScore(),
 ]
-SCORES: list[Metric] = [EnergyScore(), SpreadSkill()]
+SCORES: list[Metric] = [EnergyScore(), CRPS(), VariogramScore(), SpreadSkill(), IntervalCoverage(), SBC()]
+CONDITIONAL: list[Metric] = [VarianceRatio(), ConditionalEnergyDistance()]
 SLOW = {C2ST: 8, Wasserstein: 8}  # repeats at the larger size
 SHOWN = [
     *("energy_distance", "mmd2", "sliced_w2", "w2", "frechet", "kid", "c2st"),
-    *("precision", "recall", "density", "coverage", "vendi_ratio", "energy_score", "spread_skill"),
+    *("precision", "recall", "density", "coverage", "vendi_ratio"),
+    *("energy_score", "crps", "variogram_score", "spread_skill", "coverage_50", "coverage_90", "sbc_ks"),
+    *("tarp_ks", "tarp_ks, random points", "variance_ratio", "conditional_energy_distance"),
 ]
 Numbers = dict[str, list[float]]
 
 
-def measure(n: int, repeats: int, factor: float, bias: float, seed: int) -> Numbers:
-    """Every number in independent repeats."""
-    generator, found = torch.Generator().manual_seed(seed), defaultdict(list)
+def measure(n: int, repeats: int, fault: tuple[float, float] | None, seed: int) -> Numbers:
+    """Every number in independent repeats; of the prior (`None`) those of forecasts only, for its samples are accurate."""
+    generator = torch.Generator().manual_seed(seed)
+    found: Numbers = defaultdict(list)
     for i in range(repeats):
-        samples, reference = faulty(LAW.sample((n,), generator), factor, bias), LAW.sample((n,), generator)
-        draws = faulty(LAW.sample((DRAWS, n), generator), factor, bias)
-        for x, metrics in ((samples, DISTANCES), (draws, SCORES)):
-            for metric in metrics:
+        if fault is not None:
+            samples, reference = about(LAW.sample((n,), generator), fault, MEAN, SD), LAW.sample((n,), generator)
+            for metric in DISTANCES:
                 if n < SIZES[-1] or i < SLOW.get(type(metric), repeats):
-                    for name, value in metric(x, reference).items():
-                        found[name].append(value)
+                    add(found, metric(samples, reference))
+        for numbers in of_forecasts(n, fault, generator):
+            add(found, numbers)
     return found
 
 
-def faulty(x: Tensor, factor: float, bias: float) -> Tensor:
-    """Draws of the law as a sampler with this fault would give them."""
-    return MEAN + factor * (x - MEAN) + bias * SD
+def of_forecasts(n: int, fault: tuple[float, float] | None, generator: torch.Generator) -> Iterator[dict[str, float]]:
+    """The numbers of 16 draws for each of n cases that are seen through noise."""
+    x_0 = LAW.sample((n,), generator)
+    x = (x_0 + torch.randn(n, 2, generator=generator, dtype=torch.float64)) * 0.5**0.5
+    posterior = LAW.condition(x, 2**0.5 * HALF, HALF)
+    draws, truth = (posterior.sample((DRAWS,), generator) for _ in range(2))
+    if fault is None:
+        draws = LAW.sample((DRAWS, n), generator)
+    else:
+        draws = about(draws, fault, posterior.mean, posterior.covariance.diagonal(dim1=-2, dim2=-1).sqrt())
+    yield from (metric(draws, x_0) for metric in (*SCORES, TARP(references=2**0.5 * x)))
+    at_random = TARP(references=LAW.sample((n,), generator))(draws, x_0)
+    yield {f"{name}, random points": value for name, value in at_random.items()}
+    yield from (metric(draws, truth) for metric in CONDITIONAL)
+
+
+def about(x: Tensor, fault: tuple[float, float], mean: Tensor, sd: Tensor) -> Tensor:
+    """Draws of a law with this mean and these standard deviations, as a sampler with this fault would give them."""
+    factor, bias = fault
+    return mean + factor * (x - mean) + bias * sd
+
+
+def add(found: Numbers, numbers: dict[str, float]) -> None:
+    """One more repeat."""
+    for name, value in numbers.items():
+        found[name].append(value)
 
 
 def mean(values: list[float]) -> float:
@@ -97,6 +141,9 @@ def table(controls: dict[str, Numbers], floors: dict[int, Numbers]) -> str:
         low, high = span(floors[SIZES[-1]][name])
         cells = [f"`{name}`"]
         for found in controls.values():
+            if name not in found:
+                cells.append("")
+                continue
             value = mean(found[name])
             cells.append(f"{value:.3g}" if low <= value <= high else f"**{value:.3g}**")
         for found in floors.values():
@@ -112,8 +159,8 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs" / "metrics.md")
     page, start = parser.parse_args().docs, time.monotonic()
     torch.set_num_threads(1)
-    floors = {n: measure(n, REPEATS, 1.0, 0.0, seed=n) for n in SIZES}
-    controls = {name: measure(SIZES[-1], AT_A_CONTROL, *fault, seed=1) for name, fault in CONTROLS.items()}
+    floors = {n: measure(n, REPEATS, CONTROLS["accurate"], seed=n) for n in SIZES}
+    controls = {name: measure(SIZES[-1], AT_A_CONTROL, fault, seed=1) for name, fault in CONTROLS.items()}
     rows = table(controls, floors)
     print(rows)
     text = page.read_text()

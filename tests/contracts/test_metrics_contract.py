@@ -5,7 +5,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, fields, is_dataclass
+from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep import metrics
 from fewstep.errors import UserError
-from fewstep.metrics import FrechetDistance, KernelDistance, Metric
+from fewstep.metrics import TARP, FrechetDistance, KernelDistance, Metric, VarianceRatio, VariogramScore
 from fewstep.shapes import flat
 from problems import normals
 
@@ -29,11 +29,29 @@ MEMBERS = sorted(
     },
     key=lambda member: member.__name__,
 )
+
+
+@dataclass(frozen=True)
+class TravellingTARP(Metric):
+    """TARP with points that go where its inputs go: the means of the draws, which no order of the draws changes."""
+
+    def __call__(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
+        return TARP(references=samples.mean(0))(samples, reference)
+
+
 MADE: dict[type[Metric], Callable[[], Metric]] = {
     FrechetDistance: lambda: FrechetDistance(features=flat),
     KernelDistance: lambda: KernelDistance(features=flat),
+    TARP: TravellingTARP,
 }
 WITH_ORIGIN = {KernelDistance: "(x . y / d + 1)^3 looks at the origin: it compares moments about 0"}
+UNPAIRED = {VarianceRatio: "it averages the covariances of model and truth, each over its cases"}
+OF_PAIRS = {VariogramScore: "it compares components with each other, and a number has one"}
+DISTANCE, SCORE, CONDITIONAL = (
+    "two samples of a law",
+    "draws and what happened",
+    "draws of two laws for the same cases",
+)
 NAN = float("nan")
 
 
@@ -42,19 +60,26 @@ def metric(request) -> Metric:
     return MADE.get(request.param, request.param)()
 
 
+def kind(metric: Metric) -> str:
+    """By what it accepts: only a score takes draws and cases; only a distance takes samples of numbers, without cases."""
+    offers = {SCORE: (normals(7, 20, 2, seed=0), normals(20, 2, seed=1)), DISTANCE: (*normals(2, 20, seed=0),)}
+    for name, (samples, reference) in offers.items():
+        try:
+            metric(samples, reference)
+        except UserError:
+            continue
+        return name
+    return CONDITIONAL
+
+
 def inputs(metric: Metric, item: tuple[int, ...] = (3,)) -> tuple[Tensor, Tensor]:
-    """Two samples of different sizes for a distance, draws and cases for a score, which refuses two samples."""
-    samples, reference = normals(30, *item, seed=0), normals(20, *item, seed=1) + 0.3
-    try:
-        metric(samples, reference)
-    except UserError:
-        return normals(7, 20, *item, seed=0), reference
-    return samples, reference
-
-
-def is_score(metric: Metric) -> bool:
-    samples, reference = inputs(metric)
-    return samples.ndim > reference.ndim
+    """Two samples of different sizes, draws and cases, or different numbers of draws for the same cases."""
+    samples, reference = {
+        DISTANCE: ((30, *item), (20, *item)),
+        SCORE: ((7, 20, *item), (20, *item)),
+        CONDITIONAL: ((7, 20, *item), (5, 20, *item)),
+    }[kind(metric)]
+    return normals(*samples, seed=0), normals(*reference, seed=1) + 0.3
 
 
 def same(a: dict[str, float], b: dict[str, float], tolerance: float = 1e-9) -> bool:
@@ -64,25 +89,45 @@ def same(a: dict[str, float], b: dict[str, float], tolerance: float = 1e-9) -> b
 def test_the_family_is_found():
     assert {member.__name__ for member in MEMBERS} >= {
         "C2ST",
+        "CRPS",
+        "ConditionalEnergyDistance",
         "EnergyDistance",
         "EnergyScore",
         "FrechetDistance",
+        "IntervalCoverage",
         "KernelDistance",
         "MMD",
         "PRDC",
+        "SBC",
         "SlicedWasserstein",
         "SpreadSkill",
+        "TARP",
+        "VarianceRatio",
+        "VariogramScore",
         "VendiScore",
         "Wasserstein",
     }
     assert {member.__name__ for member in MEMBERS} <= set(metrics.__all__)
 
 
-def test_it_is_a_frozen_dataclass(metric):
-    assert is_dataclass(metric)
-    for field in fields(metric):
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__name__)
+def test_it_is_a_frozen_dataclass(member):
+    made = TARP(references=normals(20, 3, seed=2)) if member is TARP else MADE.get(member, member)()
+    assert type(made) is member
+    assert is_dataclass(made)
+    for field in fields(made):
         with pytest.raises(FrozenInstanceError):
-            setattr(metric, field.name, None)
+            setattr(made, field.name, None)
+
+
+def test_every_kind_is_found():
+    kinds = {member.__name__: kind(MADE.get(member, member)()) for member in MEMBERS}
+    assert {name for name, found in kinds.items() if found == CONDITIONAL} >= {
+        "ConditionalEnergyDistance",
+        "VarianceRatio",
+    }
+    assert {name for name, found in kinds.items() if found == SCORE} >= {"CRPS", "EnergyScore", "SBC", "TARP"}
+    assert {name for name, found in kinds.items() if found == DISTANCE} >= {"EnergyDistance", "FrechetDistance", "MMD"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -106,21 +151,34 @@ def test_it_leaves_its_inputs_and_the_global_stream_alone(metric):
 
 def test_shapes_that_do_not_fit_are_refused(metric):
     samples, reference = inputs(metric)
-    for bad in (reference[:, :2], torch.cat([reference, reference], dim=1)):
+    for bad in (reference[..., :2], torch.cat([reference, reference], dim=-1)):
         with pytest.raises(UserError):
             metric(samples, bad)
+    if kind(metric) != DISTANCE:
+        for bad in (samples[:, :-1], samples[0], torch.cat([samples, samples], dim=1), samples[:1]):
+            with pytest.raises(UserError):
+                metric(bad, reference)
+
+
+def test_divergence_is_told(metric):
+    """A sample that is not finite is an error and not a number."""
+    for bad in (NAN, math.inf):
+        samples, reference = inputs(metric)
+        samples.view(-1)[4] = bad
+        with pytest.raises(UserError, match="diverged"):
+            metric(samples, reference)
 
 
 def test_the_order_does_not_matter(metric):
-    """Of the items in a distance, of the draws and of the cases in a score; unpaired cases are another forecast."""
+    """Of the items of a sample, of the draws and of the cases; but cases that are not paired are another forecast."""
     samples, reference = inputs(metric)
-    result = metric(samples, reference)
+    result, cases = metric(samples, reference), {SCORE: 0, CONDITIONAL: 1}.get(kind(metric))
     assert same(metric(samples.flip(0), reference), result)
-    if is_score(metric):
-        assert same(metric(samples.flip(1), reference.flip(0)), result)
-        assert not same(metric(samples, reference.flip(0)), result)
-    else:
+    if kind(metric) != SCORE:
         assert same(metric(samples, reference.flip(0)), result)
+    if cases is not None:
+        assert same(metric(samples.flip(1), reference.flip(cases)), result)
+        assert same(metric(samples, reference.flip(cases)), result) == (type(metric) in UNPAIRED)
 
 
 def test_only_the_components_of_an_item_count(metric):
@@ -144,7 +202,13 @@ def test_gradients_are_not_kept(metric):
 
 
 def test_items_may_be_numbers(metric):
+    """But for the members of `OF_PAIRS`, which must refuse them."""
     samples, reference = inputs(metric, (1,))
+    if type(metric) in OF_PAIRS:
+        for x, y in ((samples, reference), (samples[..., 0], reference[..., 0])):
+            with pytest.raises(UserError, match="component"):
+                metric(x, y)
+        return
     assert same(metric(samples[..., 0], reference[..., 0]), metric(samples, reference))
 
 

@@ -2,6 +2,9 @@
 
 from fewstep.metrics.base import Metric
 from fewstep.metrics.c2st import C2ST
+from fewstep.metrics.conditional import ConditionalEnergyDistance, VarianceRatio
+from fewstep.metrics.coverage import IntervalCoverage
+from fewstep.metrics.crps import CRPS
 from fewstep.metrics.energy import EnergyDistance, EnergyScore
 from fewstep.metrics.frechet import FrechetDistance
 from fewstep.metrics.inception import inception_features
@@ -9,21 +12,31 @@ from fewstep.metrics.kernel_distance import KernelDistance
 from fewstep.metrics.mmd import MMD
 from fewstep.metrics.optimal_transport import Wasserstein
 from fewstep.metrics.prdc import PRDC
+from fewstep.metrics.sbc import SBC
 from fewstep.metrics.spread_skill import SpreadSkill
+from fewstep.metrics.tarp import TARP
+from fewstep.metrics.variogram import VariogramScore
 from fewstep.metrics.vendi import VendiScore
 from fewstep.metrics.wasserstein import SlicedWasserstein
 
 __all__ = [
     "C2ST",
+    "CRPS",
     "MMD",
     "PRDC",
+    "SBC",
+    "TARP",
+    "ConditionalEnergyDistance",
     "EnergyDistance",
     "EnergyScore",
     "FrechetDistance",
+    "IntervalCoverage",
     "KernelDistance",
     "Metric",
     "SlicedWasserstein",
     "SpreadSkill",
+    "VarianceRatio",
+    "VariogramScore",
     "VendiScore",
     "Wasserstein",
     "inception_features",
