@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep import evidence
 from fewstep.errors import UserError
 from fewstep.networks.base import Network, NetworkConfig
 from fewstep.posterior import Posterior
@@ -112,15 +113,20 @@ class NetworkPosteriorModel(NetworkModel, PosteriorModel):
 
     def encode(self, x_0: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
         """`w = (x_0 - offset) / scale`; tau is `(batch,)`."""
-        offset, scale = self._coefficients(x_tau, tau)
+        offset, scale = self.coefficients(x_tau, tau)
         return (x_0 - offset) / scale
 
     def decode(self, w: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
         """`x_0 = offset + scale w`; tau is `(batch,)`."""
-        offset, scale = self._coefficients(x_tau, tau)
+        offset, scale = self.coefficients(x_tau, tau)
         return offset + scale * w
 
-    def _coefficients(self, x_tau: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    def observation(self, z: Tensor, t: Tensor, x_tau: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """What `z_t = (1 - t) w + t eps` and `x_tau` together say of `x_0`: `(y, lam)` of `evidence.combine`."""
+        offset, scale = self.scaling.coefficients(x_tau, tau, self.schedule, self.data_mean, self.data_std)
+        return evidence.combine(z, t, x_tau, self.schedule.alpha(tau), self.schedule.sigma(tau), offset, scale)
+
+    def coefficients(self, x_tau: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         offset, scale = self.scaling.coefficients(x_tau, tau, self.schedule, self.data_mean, self.data_std)
         return offset, per_item(scale, x_tau)
 

@@ -3,7 +3,28 @@
 from fewstep.objectives.base import Batch, Loss, Objective
 from fewstep.objectives.consistency import ConsistencyTraining
 from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.distillation import Distillation
+from fewstep.objectives.energy_score import EnergyScoreObjective
+from fewstep.objectives.learned_weight import LearnedWeight
 from fewstep.objectives.mean_flow import MeanFlowObjective
+from fewstep.objectives.semigroup import Semigroup
+from fewstep.objectives.stages import Stages
 from fewstep.objectives.stmd import STMD
+from fewstep.objectives.weighted_sum import Term, WeightedSum
 
-__all__ = ["STMD", "Batch", "ConsistencyTraining", "Denoising", "Loss", "MeanFlowObjective", "Objective"]
+__all__ = [
+    "STMD",
+    "Batch",
+    "ConsistencyTraining",
+    "Denoising",
+    "Distillation",
+    "EnergyScoreObjective",
+    "LearnedWeight",
+    "Loss",
+    "MeanFlowObjective",
+    "Objective",
+    "Semigroup",
+    "Stages",
+    "Term",
+    "WeightedSum",
+]

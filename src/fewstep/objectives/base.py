@@ -1,8 +1,9 @@
 """What every objective is, and what they share: the loss of each item, before any mean."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from fewstep.draws import Source, normal_like
 from fewstep.errors import UserError
 from fewstep.flow import AverageVelocity, conditional_velocity, interpolate, mean_flow_target
-from fewstep.shapes import flat
+from fewstep.shapes import flat, per_item
 from fewstep.times import LogitNormal, TimeLaw, TimePairs
 
 Batch = dict[str, Tensor]
@@ -21,24 +22,43 @@ class Loss:
     """The loss of each item `(batch,)`: `per_sample` is what the loop averages, `raw` the squared error before weights.
 
     `logs` are detached numbers per item: `bucket` (the interval t - r, or tau where there is no flow clock) sorts `raw`
-    in the log; others are averaged.
+    in the log; others are averaged. `times` `(batch, k)` are the times, in [0, 1], that the error depends on, for
+    weights that may look at nothing else.
     """
 
     per_sample: Tensor
     raw: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
+    times: Tensor | None = None
+
+
+LossFunction = Callable[[Any, Batch, Source], Loss]
 
 
 class Objective(ABC):
-    """A loss for a model; hyper-parameters are the fields of a frozen dataclass."""
+    """A loss for a model; hyper-parameters are the fields of a frozen dataclass.
+
+    `sees_the_batch` says that the loss of an item depends on the other items (of its process), as a batch statistic does;
+    `num_times` is how many `Loss.times` it names for each item, 0 where it names none.
+    """
+
+    sees_the_batch: ClassVar[bool] = False
+    num_times: ClassVar[int] = 0
 
     @abstractmethod
     def __call__(self, model: Any, batch: Batch, generator: Source) -> Loss:
         """The loss of `batch["x_0"]` `(batch, ...)`; all randomness comes from the generator.
 
         What comes with `x_0`: `labels` `(batch,)` where there are any, and in training `progress` `(batch,)`, the share
-        of the steps that are done.
+        of the steps that are done, the same for all items.
         """
+
+    def build(self) -> LossFunction:
+        """What training calls: the objective itself, or an `nn.Module` where it has weights or state of its own.
+
+        The module's parameters are trained with the model's, and it is stored with every checkpoint.
+        """
+        return self
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -72,6 +92,8 @@ class AverageVelocityObjective(Objective):
       costs one more evaluation.
     """
 
+    num_times: ClassVar[int] = 2
+
     pair_law: TimeLaw = LogitNormal()
     frac_r_below_t: float = 0.5
     atom_t_1: float = 0.0
@@ -89,12 +111,27 @@ class AverageVelocityObjective(Objective):
         law = self.pair_law
         return TimePairs(first=law, second=law, frac_r_below_t=self.frac_r_below_t, atom_t_1=self.atom_t_1)
 
-    def regress(self, u: AverageVelocity, w: Tensor, held: tuple[Tensor, ...], generator: Source) -> Loss:
-        """The loss of each item of `w` `(batch, ...)`, the flow's clean end."""
+    def regress(
+        self,
+        u: AverageVelocity,
+        w: Tensor,
+        held: tuple[Tensor, ...],
+        generator: Source,
+        w_mean: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Loss:
+        """The loss of each item of `w` `(batch, ...)`, the flow's clean end.
+
+        `w_mean(z_t, t)` is an estimate of `E[w | z_t]`, unbiased given `z_t` and what is held, that varies less than w
+        itself; the conditional velocity is then `v_c + (w - w_mean) / t`, by `v = (z_t - E[w | z_t]) / t`.
+        """
         eps = normal_like(w, generator)
         r, t = self.time_pairs.sample(w.shape[0], generator, w)
         z_t = interpolate(w, eps, t)
-        target = mean_flow_target(u, z_t, r, t, conditional_velocity(w, eps), held, self.tangent)
+        v_c = conditional_velocity(w, eps)
+        if w_mean is not None:
+            v_c = v_c + (w - w_mean(z_t, t)) / per_item(t, w)
+        target = mean_flow_target(u, z_t, r, t, v_c, held, self.tangent)
         raw = squared_error(u(z_t, r, t, *held), target)
         weight = adaptive_weight(raw, self.adaptive_power, self.adaptive_constant)
-        return Loss(per_sample=weight * raw, raw=raw.detach(), logs={"bucket": t - r})
+        times = torch.stack([t, t - r], dim=1)
+        return Loss(per_sample=weight * raw, raw=raw.detach(), logs={"bucket": t - r}, times=times)

@@ -1,6 +1,7 @@
 """Denoising: regress what stands for the clean data on the noisy state (the mean of `q(x_0 | x_tau)`, eq. 17)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -18,6 +19,8 @@ class Denoising(Objective):
     Source: Ho et al. 2020 (arXiv 2006.11239), eq. 14. `adaptive_power >= 0` and `adaptive_constant` as for `STMD`.
     """
 
+    num_times: ClassVar[int] = 1
+
     tau_law: TimeLaw = Uniform()
     adaptive_power: float = 0.0
     adaptive_constant: float = 1e-3
@@ -31,4 +34,4 @@ class Denoising(Objective):
         x_tau = transition.sample(x_0, torch.zeros_like(tau), tau, model.schedule, generator)
         raw = squared_error(model.w_mean(x_tau, tau), model.encode(x_0, x_tau, tau))
         weight = adaptive_weight(raw, self.adaptive_power, self.adaptive_constant)
-        return Loss(per_sample=weight * raw, raw=raw.detach(), logs={"bucket": tau})
+        return Loss(per_sample=weight * raw, raw=raw.detach(), logs={"bucket": tau}, times=tau[:, None])

@@ -1,9 +1,9 @@
 """Checkpoints: folders `step-000001000` that are whole or absent, of which the newest two are kept.
 
 Each is a saved model (EMA weights, `config.json` + `model.safetensors`) that `fewstep.load` reads, and beside it what
-the training needs to go on: `training.safetensors` (weights, optimiser, states of the random generators) and
-`training.json` (step, counts, recipe, alpha(1) and sigma(1)). Every file has its SHA-256 in `checksums.json`. No
-pickle.
+the training needs to go on: `training.safetensors` (weights, those of the objective where it has any, optimiser,
+states of the random generators) and `training.json` (step, counts, recipe, alpha(1) and sigma(1)). Every file has its
+SHA-256 in `checksums.json`. No pickle.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fewstep.configuration import differences, from_config, to_config
@@ -52,6 +52,7 @@ class TrainingState:
     seconds: float = 0.0
     peak_memory: int = 0
     sampler: Sampler | None = None  # the default, where it is not the recipe's
+    objective: nn.Module | None = None  # where the objective has weights or state of its own
 
 
 def save_checkpoint(run: Path, state: TrainingState, recipe: Recipe, keep: int = 2) -> Path:
@@ -97,6 +98,8 @@ def restore_checkpoint(folder: Path, state: TrainingState, recipe: Recipe) -> No
     averaged = safetensors.torch.load(read_checked(folder, WEIGHTS))
     tensors = safetensors.torch.load(read_checked(folder, TENSORS))
     state.model.load_state_dict(_below("weights", tensors))
+    if state.objective is not None:
+        state.objective.load_state_dict(_below("objective", tensors))
     _averaged(state.ema).load_state_dict(averaged)
     state.ema.n_averaged.copy_(tensors["ema.n_averaged"])
     moments: dict[int, dict[str, Tensor]] = {}
@@ -153,6 +156,8 @@ def _averaged(ema: AveragedModel) -> Model:
 
 def _tensors(state: TrainingState) -> dict[str, Tensor]:
     tensors = {f"weights.{name}": value for name, value in state.model.state_dict().items()}
+    if state.objective is not None:
+        tensors |= {f"objective.{name}": value for name, value in state.objective.state_dict().items()}
     for index, values in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in values.items()}
     tensors["ema.n_averaged"] = state.ema.n_averaged

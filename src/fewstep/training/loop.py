@@ -67,12 +67,15 @@ class Outcome:
 
 
 class LossModule(nn.Module):
-    """Model and objective as one module, because this is what data-parallel training has to wrap."""
+    """Model and objective as one module, because this is what data-parallel training has to wrap.
+
+    An objective with weights of its own is a module in it, and is trained with the model.
+    """
 
     def __init__(self, model: Model, objective: Objective, precision: Literal["no", "bf16"] = "no"):
         super().__init__()
         self.model = model
-        self.objective = objective
+        self.objective = objective.build()
         self.precision = precision
 
     def forward(self, batch: Batch, source: Source) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -106,11 +109,13 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
     torch.manual_seed(recipe.seed)
     model = recipe.model.build(recipe.dataset.item_shape)
     model.fit(examples.up_to(10_000)["x_0"])
-    optimiser = make_optimiser(model, recipe.optimiser)
-    module, wrapped = accelerator.prepare(LossModule(model, recipe.objective, options.precision), optimiser)
+    losses = LossModule(model, recipe.objective, options.precision)
+    optimiser = make_optimiser(losses, recipe.optimiser)
+    module, wrapped = accelerator.prepare(losses, optimiser)
     ema = AveragedModel(model, multi_avg_fn=ema_update(recipe.ema_decay, recipe.ema_warmup))
     generator = torch.Generator().manual_seed(recipe.seed)
-    state = TrainingState(model=model, ema=ema, optimiser=optimiser, generator=generator)
+    own = losses.objective if isinstance(losses.objective, nn.Module) else None
+    state = TrainingState(model=model, ema=ema, optimiser=optimiser, generator=generator, objective=own)
     newest = newest_checkpoint(options.out)
     if newest is not None:
         restore_checkpoint(newest, state, recipe)
@@ -132,7 +137,7 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
         per_sample, raw, logs = module(batch, source)
         loss = per_sample.mean()
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), recipe.optimiser.clip_norm or math.inf)
+        norm = accelerator.clip_grad_norm_(module.parameters(), recipe.optimiser.clip_norm or math.inf)
         values = {"loss": loss.item(), "grad_norm": float(norm), "lr": lr}
         finite = not agree(not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])))
         if finite:
