@@ -5,7 +5,7 @@ from fewstep.datasets.base import Dataset, Examples, TensorExamples
 from fewstep.datasets.cifar10 import CIFAR10
 from fewstep.datasets.digits import Digits
 from fewstep.datasets.images import Images
-from fewstep.datasets.mixtures import T2, MixtureDataset, MixtureExamples, Ring
+from fewstep.datasets.mixtures import T2, Correlated, MixtureDataset, MixtureExamples, Ring
 from fewstep.datasets.mnist import MNIST
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "MNIST",
     "T2",
     "Arrays",
+    "Correlated",
     "Dataset",
     "Digits",
     "Examples",

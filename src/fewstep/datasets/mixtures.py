@@ -98,3 +98,37 @@ class T2(MixtureDataset):
             dtype=torch.float64,
         )
         return GaussianMixture(weights, means, covariances)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlated(MixtureDataset):
+    """Correlated components in many dimensions, `x_0` `(dim,)`: every direction matters, and no axis is one of its own.
+
+    `modes` components of weights proportional to `modes .. 1`, means `spread` times standard normal, covariances
+    `Q_k diag(e) Q_k'`, `e` even in the logarithm from `smallest` to 1, `Q_k` random rotations; all divided by the root of the
+    mean variance of a component, so that this is 1. `seed` decides them. Raises `UserError` where a number is out of range.
+    """
+
+    dim: int = 16
+    modes: int = 4
+    spread: float = 0.8
+    smallest: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.modes < 1 or self.seed < 0:
+            raise UserError(f"Correlated needs dim and modes from 1 up and a seed from 0, not {self}")
+        if not (self.spread >= 0 and 0 < self.smallest <= 1):
+            raise UserError(f"Correlated needs spread >= 0 and 0 < smallest <= 1, not {self.spread} and {self.smallest}")
+
+    @property
+    def mixture(self) -> GaussianMixture:
+        random = np.random.RandomState(self.seed)  # the one stream that numpy promises never to change
+        weights = torch.arange(self.modes, 0, -1, dtype=torch.float64)
+        means = torch.from_numpy(self.spread * random.standard_normal((self.modes, self.dim)))
+        rotations = torch.linalg.qr(torch.from_numpy(random.standard_normal((self.modes, self.dim, self.dim)))).Q
+        variances = torch.linspace(math.log(self.smallest), 0, self.dim, dtype=torch.float64).exp()
+        covariances = (rotations * variances) @ rotations.mT
+        covariances = 0.5 * (covariances + covariances.mT)
+        scale = GaussianMixture(weights, means, covariances).covariance.trace() / self.dim
+        return GaussianMixture(weights, means / scale.sqrt(), covariances / scale)
