@@ -16,7 +16,6 @@ from fewstep.objectives import (
     LearnedWeight,
     Semigroup,
     Stages,
-    Term,
     WeightedSum,
 )
 from fewstep.pretrained import save_pretrained
@@ -54,7 +53,7 @@ class LinearNetwork(nn.Module):
 
 def test_a_sum_adds_its_terms_by_their_weights():
     model, score = small_model(), EnergyScoreObjective()
-    whole = WeightedSum(terms=(Term(objective=PLAIN, weight=2.0), Term(objective=score, weight=0.5)))
+    whole = WeightedSum(terms=(PLAIN, score), weights=(2.0, 0.5))
     source = generator(0)
     first, second = PLAIN(model, BATCH, source), score(model, BATCH, source)
     loss = whole(model, BATCH, generator(0))
@@ -65,13 +64,12 @@ def test_a_sum_adds_its_terms_by_their_weights():
 
 
 def test_a_sum_is_named_by_what_it_holds():
-    with pytest.raises(UserError, match="at least one term"):
-        WeightedSum(terms=())
-    with pytest.raises(UserError, match="weight of a term"):
-        Term(objective=PLAIN, weight=0.0)
+    for terms, numbers in (((), ()), ((PLAIN,), (0.0,)), ((PLAIN,), (1.0, 1.0)), ((PLAIN,), (float("nan"),))):
+        with pytest.raises(UserError, match="at least one term, and for each a weight above 0"):
+            WeightedSum(terms=terms, weights=numbers)
     assert WeightedSum().num_times == 3
     assert not WeightedSum().sees_the_batch
-    assert WeightedSum(terms=(Term(objective=STMD(peers=True)),)).sees_the_batch
+    assert WeightedSum(terms=(STMD(peers=True),), weights=(1.0,)).sees_the_batch
 
 
 def test_stages_follow_the_progress():
@@ -145,7 +143,7 @@ def test_a_learnt_weight_starts_as_no_weight_and_keeps_the_direction_of_the_grad
 def nested():
     """A sum with a learnt weight in it, in the second of two stages."""
     inner = LearnedWeight(objective=PLAIN, width=8)
-    whole = WeightedSum(terms=(Term(objective=inner), Term(objective=EnergyScoreObjective(draws=2), weight=0.5)))
+    whole = WeightedSum(terms=(inner, EnergyScoreObjective(draws=2)), weights=(1.0, 0.5))
     return Stages(first=STMD(frac_r_below_t=0.0), second=whole, until=0.4)
 
 

@@ -5,11 +5,18 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 import torch
 
-from fewstep.datasets import MNIST, Digits, Ring
+from fewstep.datasets import MNIST, T2, Correlated, Digits, Ring
 from fewstep.errors import UserError
 from fewstep.models import ConsistencyMap, Denoiser, MeanFlow, PosteriorFlow
 from fewstep.networks import UNetConfig
-from fewstep.objectives import STMD, ConsistencyTraining, Denoising, MeanFlowObjective
+from fewstep.objectives import (
+    STMD,
+    ConsistencyTraining,
+    Denoising,
+    EnergyScoreObjective,
+    MeanFlowObjective,
+    WeightedSum,
+)
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.recipes import all_recipes, find_recipe
 from fewstep.samplers import Ancestral, FlowMap
@@ -17,9 +24,12 @@ from fewstep.scaling import EpsilonScaling, GaussianScaling, IdentityScaling
 from problems import generator, normals, seeded
 
 RECIPES = all_recipes()
-DATA = {"ring": Ring(), "digits": Digits(), "mnist": MNIST()}
+DATA = {"ring": Ring(), "t2": T2(), "correlated": Correlated(), "digits": Digits(), "mnist": MNIST()}
 METHODS = {
-    "stmd": (PosteriorFlow, STMD, Ancestral),
+    "stmd": (PosteriorFlow, WeightedSum, Ancestral),
+    "stmd-paper": (PosteriorFlow, STMD, Ancestral),
+    "stmd-plain": (PosteriorFlow, STMD, Ancestral),
+    "distributional": (PosteriorFlow, EnergyScoreObjective, Ancestral),
     "ddpm": (Denoiser, Denoising, Ancestral),
     "mean-flow": (MeanFlow, MeanFlowObjective, FlowMap),
     "consistency": (ConsistencyMap, ConsistencyTraining, Ancestral),
@@ -50,9 +60,10 @@ def test_an_unknown_name_lists_those_there_are():
 
 
 def method_of(name):
-    """The data set and the method in a name; what follows them is a variant's."""
-    data, _, rest = name.partition("-")
-    return data, next(method for method in METHODS if rest.startswith(method))
+    """The data set and the method in a name."""
+    data, _, method = name.partition("-")
+    assert method in METHODS
+    return data, method
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -96,36 +107,58 @@ def test_equal_terms(data):
 
 @pytest.mark.parametrize("data", DATA)
 def test_where_one_method_is_scaled_its_rivals_are(data):
-    """And there is one diffusion. MNIST is as published: STMD and Mean Flow on the data, DDPM on the noise."""
-    stmd, ddpm, mean_flow, consistency = (RECIPES[f"{data}-{method}"].model for method in METHODS)
-    assert stmd.schedule == ddpm.schedule == consistency.schedule
-    assert consistency.scaling == GaussianScaling()
-    if data == "mnist":
-        assert (stmd.scaling, ddpm.scaling, mean_flow.standardise) == (IdentityScaling(), EpsilonScaling(), False)
-    else:
-        assert stmd.scaling == ddpm.scaling == GaussianScaling()
-        assert mean_flow.standardise
+    """And there is one diffusion. DDPM and Mean Flow of MNIST are as published: on the noise, and on the data."""
+    models = {method: RECIPES[f"{data}-{method}"].model for method in METHODS}
+    assert len({models[method].schedule for method in METHODS if method != "mean-flow"}) == 1
+    assert models["stmd-paper"].scaling == IdentityScaling()
+    assert not models["stmd-paper"].gaussian_skip
+    for method in ("stmd", "stmd-plain", "distributional", "consistency"):
+        assert models[method].scaling == GaussianScaling()
+    published = data == "mnist"
+    assert models["ddpm"].scaling == (EpsilonScaling() if published else GaussianScaling())
+    assert models["mean-flow"].standardise == (not published)
 
 
 @pytest.mark.parametrize("data", DATA)
 def test_both_mean_flows_have_the_same_options(data):
     """Law of the times, tangent and weight are STMD's; the law of tau is STMD's own."""
-    stmd, mean_flow = (RECIPES[f"{data}-{method}"].objective for method in ("stmd", "mean-flow"))
+    twin = "stmd-paper" if data == "mnist" else "stmd-plain"
+    stmd, mean_flow = (RECIPES[f"{data}-{method}"].objective for method in (twin, "mean-flow"))
     for field in fields(MeanFlowObjective):
         assert getattr(stmd, field.name) == getattr(mean_flow, field.name), field.name
 
 
+@pytest.mark.parametrize("data", DATA)
+def test_the_default_is_its_two_parents_at_once(data):
+    """STMD without the adaptive weight, and the energy score of one-step draws."""
+    flow, score = RECIPES[f"{data}-stmd"].objective.terms
+    assert isinstance(flow, STMD)
+    assert isinstance(score, EnergyScoreObjective)
+    assert flow.adaptive_power == 0
+    assert flow.peers == score.peers
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_the_papers_recipe_is_the_papers(data):
+    """Eq. 22 with the adaptive weight of eq. 73, on the data themselves."""
+    recipe = RECIPES[f"{data}-stmd-paper"]
+    assert recipe.objective == STMD()
+    assert recipe.objective.adaptive_power == 0.75
+    assert recipe.objective.adaptive_constant == 1e-3
+    assert recipe.objective.tangent == "conditional"
+    assert not recipe.objective.peers
+    assert recipe.model.scaling == IdentityScaling()
+
+
 def test_mnist_is_as_in_the_paper():
     """Tables 1 and 2."""
-    recipe = RECIPES["mnist-stmd"]
+    recipe = RECIPES["mnist-stmd-paper"]
     assert recipe.optimiser.lr == 5e-4
     assert recipe.optimiser.decay == "constant"
     assert recipe.optimiser.weight_decay == 0
     assert recipe.steps == 150_000
     assert recipe.batch_size == 64
     assert recipe.ema_decay == 0.9995
-    assert recipe.objective.adaptive_power == 0.75
-    assert recipe.model.scaling == IdentityScaling()
     network = recipe.model.network
     assert isinstance(network, UNetConfig)
     assert network.block_out_channels == (32, 64, 32)

@@ -15,6 +15,8 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Print the list."""
     parse(Flags, arguments, "recipes", __doc__)
-    for name, recipe in all_recipes().items():
-        sys.stdout.write(f"{name:<20}{recipe.description}\n")
+    recipes = all_recipes()
+    width = max(map(len, recipes)) + 2
+    for name, recipe in recipes.items():
+        sys.stdout.write(f"{name:<{width}}{recipe.description}\n")
     return 0

@@ -10,7 +10,7 @@ from fewstep.objectives.mean_flow import MeanFlowObjective
 from fewstep.objectives.semigroup import Semigroup
 from fewstep.objectives.stages import Stages
 from fewstep.objectives.stmd import STMD
-from fewstep.objectives.weighted_sum import Term, WeightedSum
+from fewstep.objectives.weighted_sum import WeightedSum
 
 __all__ = [
     "STMD",
@@ -25,6 +25,5 @@ __all__ = [
     "Objective",
     "Semigroup",
     "Stages",
-    "Term",
     "WeightedSum",
 ]

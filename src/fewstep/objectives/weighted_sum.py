@@ -1,7 +1,9 @@
 """Several objectives of one model at once."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from fewstep.draws import Source
@@ -13,45 +15,37 @@ from fewstep.objectives.stmd import STMD
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term:
-    """An objective and its factor in the sum, above 0."""
-
-    objective: Objective
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise UserError(f"the weight of a term is above 0, not {self.weight}: leave the term out")
-
-
-@dataclass(frozen=True, kw_only=True)
 class WeightedSum(Objective):
-    """`sum_k weight_k loss_k`, each term with randomness of its own, in the order of the terms.
+    """`sum_k weights_k loss_k` over the `terms`, each with randomness of its own, in their order.
 
     The default is our hybrid: STMD, and the energy score of one-step draws where STMD trains least. `raw`, `bucket` and
     `times` are those of the first term; the log has every term's loss by its number and class. Raises `UserError` where
-    there is no term.
+    there is no term, or the weights are not one for each, above 0.
     """
 
-    terms: tuple[Term, ...] = (Term(objective=STMD(adaptive_power=0.0)), Term(objective=EnergyScoreObjective()))
+    terms: tuple[Objective, ...] = (STMD(adaptive_power=0.0), EnergyScoreObjective())
+    weights: tuple[float, ...] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if not self.terms:
-            raise UserError("a sum of objectives needs at least one term")
+        if not self.terms or len(self.terms) != len(self.weights) or not min(self.weights) > 0:
+            raise UserError(
+                f"a sum of objectives needs at least one term, and for each a weight above 0 (leave out what is to weigh "
+                f"nothing): {len(self.terms)} terms, weights {self.weights}"
+            )
 
     @property
     def sees_the_batch(self) -> bool:  # type: ignore[override]
-        return any(term.objective.sees_the_batch for term in self.terms)
+        return any(term.sees_the_batch for term in self.terms)
 
     @property
     def num_times(self) -> int:  # type: ignore[override]
-        return self.terms[0].objective.num_times
+        return self.terms[0].num_times
 
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
-        return _sum(self, [term.objective for term in self.terms], model, batch, generator)
+        return _sum(self, list(self.terms), model, batch, generator)
 
     def build(self) -> LossFunction:
-        built = [term.objective.build() for term in self.terms]
+        built = [term.build() for term in self.terms]
         return _BuiltSum(self, built) if any(isinstance(b, nn.Module) for b in built) else self
 
 
@@ -68,14 +62,12 @@ class _BuiltSum(nn.Module):
 
 
 def _sum(
-    config: WeightedSum, functions: list[LossFunction], model: PosteriorFlow, batch: Batch, generator: Source
+    config: WeightedSum, functions: list[Any], model: PosteriorFlow, batch: Batch, generator: Source
 ) -> Loss:
     losses = [function(model, batch, generator) for function in functions]
-    weighted = [term.weight * loss.per_sample for term, loss in zip(config.terms, losses, strict=True)]
-    total = weighted[0]
-    for other in weighted[1:]:
-        total = total + other
+    weighted = [weight * loss.per_sample for weight, loss in zip(config.weights, losses, strict=True)]
+    total = torch.stack(weighted).sum(0)
     logs = dict(losses[0].logs)
     for i, (term, loss) in enumerate(zip(config.terms, losses, strict=True)):
-        logs[f"term_{i}_{type(term.objective).__name__}"] = loss.per_sample.detach()
+        logs[f"term_{i}_{type(term).__name__}"] = loss.per_sample.detach()
     return Loss(per_sample=total, raw=losses[0].raw, logs=logs, times=losses[0].times)

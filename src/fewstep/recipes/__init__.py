@@ -2,17 +2,19 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
 from fewstep.errors import UserError
 from fewstep.recipe import Recipe
 
 
 def all_recipes() -> dict[str, Recipe]:
-    """Every recipe of this folder by its name."""
+    """Every recipe of this folder by its name: the variables of its files that are recipes or tuples of them."""
     found: dict[str, Recipe] = {}
     for module in pkgutil.iter_modules(__path__):
-        values = vars(importlib.import_module(f"{__name__}.{module.name}")).values()
-        found |= {value.name: value for value in values if isinstance(value, Recipe)}
+        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            values: Iterable = value if isinstance(value, tuple) else (value,)
+            found |= {recipe.name: recipe for recipe in values if isinstance(recipe, Recipe)}
     return dict(sorted(found.items()))
 
 
