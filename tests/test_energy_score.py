@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
 
 from fewstep import evidence, transition
 from fewstep.errors import UserError
@@ -160,7 +159,9 @@ def test_draws_that_coincide_have_a_finite_gradient():
 
     for power in (0.5, 1.0):
         model = PosteriorFlow(Still(), SCHEDULE, IdentityScaling(), (2,)).double()
-        EnergyScoreObjective(power=power)(model, {"x_0": normals(4, 2, seed=0)}, generator(0)).per_sample.mean().backward()
+        EnergyScoreObjective(power=power)(
+            model, {"x_0": normals(4, 2, seed=0)}, generator(0)
+        ).per_sample.mean().backward()
         assert model.network.at.grad.isfinite().all()
         assert model.network.at.grad.norm() > 0
 

@@ -25,7 +25,7 @@ def small_model(scaling):
 
 
 def both_observations(model, z, t, x_tau, tau):
-    """The posterior given both, by stacking them: `z = (1 - t) (x_0 - offset) / scale + t eps`, `x_tau = alpha x_0 + sigma eps'`."""
+    """The posterior given both, stacked: `z = (1 - t) (x_0 - offset) / scale + t eps`, `x_tau = alpha x_0 + sigma eps'`."""
     offset, scale = model.scaling.coefficients(x_tau, tau, model.schedule, model.data_mean, model.data_std)
     alpha, sigma = SCHEDULE.alpha(tau), SCHEDULE.sigma(tau)
     factor = ((1 - t) / scale)[:, None, None]
@@ -35,7 +35,9 @@ def both_observations(model, z, t, x_tau, tau):
     return MIXTURE.condition(y, H, torch.diag_embed(noise))
 
 
-@pytest.mark.parametrize("scaling", [IdentityScaling(), GaussianScaling(), EpsilonScaling()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "scaling", [IdentityScaling(), GaussianScaling(), EpsilonScaling()], ids=lambda s: type(s).__name__
+)
 def test_one_observation_says_what_the_two_say(scaling):
     """The posterior's mean and covariance of a mixture, at every scaling; not with the offset left out."""
     model = small_model(scaling)

@@ -33,7 +33,7 @@ def combine(
 
 
 def shares(y: Tensor, lam: Tensor, x_0: Tensor) -> Tensor:
-    """`W` `(n, B)`: the probability that item j of `x_0` `(B, ...)` made the observation `y_i` `(n, ...)` of precision `lam_i`."""
+    """`W` `(n, B)`: how probably item j of `x_0` `(B, ...)` made the observation `y_i` `(n, ...)` of precision `lam_i`."""
     few = y[0].numel() <= 25
     distance = torch.cdist(flat(y), flat(x_0), compute_mode=f"{'donot_' if few else ''}use_mm_for_euclid_dist")
     return (-0.5 * lam[:, None] * distance.square()).softmax(1)

@@ -119,7 +119,9 @@ class Correlated(MixtureDataset):
         if self.dim < 1 or self.modes < 1 or self.seed < 0:
             raise UserError(f"Correlated needs dim and modes from 1 up and a seed from 0, not {self}")
         if not (self.spread >= 0 and 0 < self.smallest <= 1):
-            raise UserError(f"Correlated needs spread >= 0 and 0 < smallest <= 1, not {self.spread} and {self.smallest}")
+            raise UserError(
+                f"Correlated needs spread >= 0 and 0 < smallest <= 1, not {self.spread} and {self.smallest}"
+            )
 
     @property
     def mixture(self) -> GaussianMixture:

@@ -3,6 +3,7 @@
 from fewstep.models.base import EvaluationCounter, Model, ModelConfig, PosteriorModel
 from fewstep.models.consistency import ConsistencyMap, ConsistencyMapConfig
 from fewstep.models.denoiser import Denoiser, DenoiserConfig
+from fewstep.models.diffusers_denoiser import DiffusersDenoiser, load_diffusers
 from fewstep.models.exact import EmpiricalPosterior, MixturePosterior
 from fewstep.models.mean_flow import MeanFlow, MeanFlowConfig
 from fewstep.models.mean_only import MeanOnly
@@ -13,6 +14,7 @@ __all__ = [
     "ConsistencyMapConfig",
     "Denoiser",
     "DenoiserConfig",
+    "DiffusersDenoiser",
     "EmpiricalPosterior",
     "EvaluationCounter",
     "MeanFlow",
@@ -24,4 +26,5 @@ __all__ = [
     "PosteriorFlow",
     "PosteriorFlowConfig",
     "PosteriorModel",
+    "load_diffusers",
 ]

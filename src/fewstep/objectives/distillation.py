@@ -11,6 +11,7 @@ from fewstep import transition
 from fewstep.draws import Source
 from fewstep.errors import UserError
 from fewstep.models.base import PosteriorModel
+from fewstep.models.diffusers_denoiser import load_diffusers
 from fewstep.models.posterior_flow import PosteriorFlow
 from fewstep.objectives.base import AverageVelocityObjective, Batch, Loss, LossFunction
 from fewstep.pretrained import load
@@ -25,7 +26,8 @@ class Distillation(AverageVelocityObjective):
     `E[x_0 | z_t, x_tau] = E[x_0 | y]`, `(y, lam)` the one observation that both are (`evidence.combine`), which a denoiser
     answers at the time where `alpha^2 / sigma^2 = lam` from the state `alpha y`: the identity of GLASS Flows
     (arXiv 2509.25170). The teacher is not trained, nor stored with the run. `teacher` is the folder of a trained model with
-    a posterior mean, as `fewstep train` writes it. Raises `UserError` where it is missing or knows no posterior.
+    a posterior mean, as `fewstep train` writes it, or of a DDPM pipeline of diffusers. Raises `UserError` where it is missing,
+    knows no posterior, or is of other items.
 
     With `frac_r_below_t=0` as the first of two `Stages` it is a warm start from a denoiser.
     """
@@ -41,9 +43,12 @@ class Distillation(AverageVelocityObjective):
     def build(self) -> LossFunction:
         if not self.teacher:
             raise UserError("distillation needs a teacher: give the folder of a trained denoiser (--objective.teacher)")
-        teacher = load(Path(self.teacher))
+        folder = Path(self.teacher)
+        teacher = load_diffusers(folder) if (folder / "unet").is_dir() else load(folder)
         if not isinstance(teacher, PosteriorModel):
-            raise UserError(f"{self.teacher} holds a {type(teacher).__name__}, which knows no posterior mean: take a denoiser")
+            raise UserError(
+                f"{self.teacher} holds a {type(teacher).__name__}, which knows no posterior mean: take a denoiser"
+            )
         return _Taught(config=self, teacher=teacher)
 
 

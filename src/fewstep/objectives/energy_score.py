@@ -29,8 +29,8 @@ class EnergyScoreObjective(Objective):
     - `peers`: as in `STMD`, the mean of `||W_i - w_j||^p` over the items j of the batch, each weighted by the
       probability that it made `x_tau`, in place of the one w: the same mean, less variance.
 
-    Raises `UserError` where p, m or the share is out of range. The score is in units of the scaled data, to the power p, and grows
-    as `d^(p/2)`, where the squared error of a Mean Flow grows as d.
+    Raises `UserError` where p, m or the share is out of range. The score is in units of the scaled data, to the power p, and
+    grows as `d^(p/2)`, where the squared error of a Mean Flow grows as d.
     """
 
     num_times: ClassVar[int] = 1

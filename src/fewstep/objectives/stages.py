@@ -16,8 +16,8 @@ class Stages(Objective):
     """`first` for the share `until` of the training's steps, then `second`.
 
     The batch's `progress` says where the training is; without it, it is in the second stage. For example
-    `Stages(first=Distillation(teacher=..., frac_r_below_t=0.0))` starts the posterior's velocity from a denoiser. Raises `UserError` unless
-    `0 < until < 1`.
+    `Stages(first=Distillation(teacher=..., frac_r_below_t=0.0))` starts the posterior's velocity from a denoiser. Raises
+    `UserError` unless `0 < until < 1`.
     """
 
     first: Objective = STMD(adaptive_power=0.0, frac_r_below_t=0.0)
@@ -26,7 +26,9 @@ class Stages(Objective):
 
     def __post_init__(self) -> None:
         if not 0 < self.until < 1:
-            raise UserError(f"until is the share of the training that the first stage takes, in (0, 1), not {self.until}")
+            raise UserError(
+                f"until is the share of the training that the first stage takes, in (0, 1), not {self.until}"
+            )
 
     @property
     def sees_the_batch(self) -> bool:  # type: ignore[override]

@@ -61,9 +61,7 @@ class _BuiltSum(nn.Module):
         return _sum(self.config, self.functions, model, batch, generator)
 
 
-def _sum(
-    config: WeightedSum, functions: list[Any], model: PosteriorFlow, batch: Batch, generator: Source
-) -> Loss:
+def _sum(config: WeightedSum, functions: list[Any], model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
     losses = [function(model, batch, generator) for function in functions]
     weighted = [weight * loss.per_sample for weight, loss in zip(config.weights, losses, strict=True)]
     total = torch.stack(weighted).sum(0)

@@ -3,22 +3,27 @@
 from dataclasses import replace
 from typing import Literal
 
-from fewstep.models import ConsistencyMapConfig, DenoiserConfig, MeanFlowConfig, PosteriorFlowConfig
+from fewstep.models import ConsistencyMapConfig, DenoiserConfig, MeanFlowConfig, ModelConfig, PosteriorFlowConfig
 from fewstep.objectives import (
     STMD,
     ConsistencyTraining,
     Denoising,
     EnergyScoreObjective,
     MeanFlowObjective,
+    Objective,
     WeightedSum,
 )
 from fewstep.recipe import Recipe
-from fewstep.samplers import Ancestral, FlowMap
+from fewstep.samplers import Ancestral, FlowMap, Sampler
 from fewstep.scaling import EpsilonScaling, GaussianScaling
 
 
 def hybrid(
-    weight: float, draws: int = 2, share: float = 1.0, peers: bool = True, tangent: Literal["conditional", "own"] = "conditional"
+    weight: float,
+    draws: int = 2,
+    share: float = 1.0,
+    peers: bool = True,
+    tangent: Literal["conditional", "own"] = "conditional",
 ) -> WeightedSum:
     """Our default: STMD without the adaptive weight, and the energy score of one-step draws with this weight."""
     flow = STMD(adaptive_power=0.0, peers=peers, tangent=tangent)
@@ -36,51 +41,55 @@ def rivals(
     """
     name, network = stmd.name.removesuffix("-stmd"), stmd.model.network
     scaled = PosteriorFlowConfig(network=network, scaling=GaussianScaling())
+    noise = DenoiserConfig(network=network, scaling=EpsilonScaling() if as_published else GaussianScaling())
     mean_flow = MeanFlowObjective() if as_published else MeanFlowObjective(adaptive_power=0.0, tangent=tangent)
-
-    def rival(method: str, description: str, **changes) -> Recipe:
-        return replace(stmd, name=f"{name}-{method}", description=f"{description} {where}", **changes)
-
-    return (
-        stmd,
-        rival(
+    table: list[tuple[str, str, ModelConfig, Objective, Sampler]] = [
+        (
             "stmd-paper",
             "STMD as published: no scaling, adaptive weight, conditional tangent,",
-            model=PosteriorFlowConfig(network=network),
-            objective=STMD(),
+            PosteriorFlowConfig(network=network),
+            STMD(),
+            stmd.sampler,
         ),
-        rival(
+        (
             "stmd-plain",
             "STMD with Gaussian scaling and no adaptive weight, without the energy score,",
-            model=scaled,
-            objective=STMD(adaptive_power=0.0, tangent=tangent),
+            scaled,
+            STMD(adaptive_power=0.0, tangent=tangent),
+            stmd.sampler,
         ),
-        rival(
+        (
             "distributional",
             "distributional diffusion, the energy score alone,",
-            model=scaled,
-            objective=EnergyScoreObjective(),
-            sampler=Ancestral(steps=4),
+            scaled,
+            EnergyScoreObjective(),
+            Ancestral(steps=4),
         ),
-        rival(
-            "ddpm",
-            "DDPM",
-            model=DenoiserConfig(network=network, scaling=EpsilonScaling() if as_published else GaussianScaling()),
-            objective=Denoising(),
-            sampler=Ancestral(steps=64),
-        ),
-        rival(
+        ("ddpm", "DDPM", noise, Denoising(), Ancestral(steps=64)),
+        (
             "mean-flow",
             "Mean Flow",
-            model=MeanFlowConfig(network=network, standardise=not as_published),
-            objective=mean_flow,
-            sampler=FlowMap(steps=4),
+            MeanFlowConfig(network=network, standardise=not as_published),
+            mean_flow,
+            FlowMap(steps=4),
         ),
-        rival(
+        (
             "consistency",
             "consistency training",
-            model=ConsistencyMapConfig(network=network),
-            objective=ConsistencyTraining(last_intervals=1280 if as_published else 160),
-            sampler=Ancestral(steps=2, kernel=0.0),
+            ConsistencyMapConfig(network=network),
+            ConsistencyTraining(last_intervals=1280 if as_published else 160),
+            Ancestral(steps=2, kernel=0.0),
         ),
-    )
+    ]
+    others = [
+        replace(
+            stmd,
+            name=f"{name}-{method}",
+            description=f"{description} {where}",
+            model=model,
+            objective=objective,
+            sampler=sampler,
+        )
+        for method, description, model, objective, sampler in table
+    ]
+    return (stmd, *others)

@@ -30,6 +30,4 @@ digits_stmd = Recipe(
     ema_warmup=False,
 )
 
-digits = rivals(
-    digits_stmd, "on scikit-learn's digits, with the network and the budget of digits-stmd", tangent="own"
-)
+digits = rivals(digits_stmd, "on scikit-learn's digits, with the network and the budget of digits-stmd", tangent="own")

@@ -10,7 +10,7 @@ from fewstep.scaling import GaussianScaling
 
 mnist_stmd = Recipe(
     name="mnist-stmd",
-    description="STMD and the energy score of one-step draws on MNIST, the paper's network and budget (150 K iterations: wants a GPU)",
+    description="STMD and the energy score of one-step draws on MNIST, the paper's network and budget (wants a GPU)",
     dataset=MNIST(),
     model=PosteriorFlowConfig(network=MNIST_UNET, scaling=GaussianScaling(), gaussian_skip=True),
     objective=hybrid(weight=1.0, draws=4, share=0.25, tangent="own"),
