@@ -1,5 +1,6 @@
 """The command: what it writes, and that a user's mistake is one line on stderr and an exit status other than 0."""
 
+import html
 import importlib
 import io
 import json
@@ -22,7 +23,7 @@ from fewstep.files import CHECKSUMS, write_folder
 from fewstep.pretrained import newest_checkpoint
 from fewstep.recipes import all_recipes
 
-COMMANDS = ["checkpoint", "classifier", "compare", "evaluate", "recipes", "report", "sample", "train"]
+COMMANDS = ["calibrate", "checkpoint", "classifier", "compare", "evaluate", "recipes", "report", "sample", "train"]
 SMALL = ["--batch-size", "8", "--model.network.width", "16", "--model.network.depth", "1", "--device", "cpu", "--quiet"]
 MEASURE = ["-n", "60", "--steps", "1", "2", "--flow-steps", "1", "2", "--taus", "0.3", "--pairs", "20", "--draws", "3"]
 HEAVY = ["diffusers", "accelerate", "torchmetrics", "sklearn", "matplotlib", "transformers", "tensorboard"]
@@ -149,6 +150,10 @@ MISTAKES = {
     "nothing to unpack": (["checkpoint", "unpack", "nothing", "run"], "is missing"),
     "a device of no name": (["sample", "RUN", "--device", "gpu"], "gpu"),
     "evaluate on a device of no name": (["evaluate", "RUN", "--device", "gpu"], "gpu"),
+    "a calibration of nothing": (["calibrate", "nothing"], "there is no folder nothing"),
+    "a calibration of a few pairs": (["calibrate", "RUN", "--pairs", "20"], "at least 50"),
+    "bins that do not divide": (["calibrate", "RUN", "--draws", "60"], "16 bins do not divide"),
+    "calibrate at a time beyond the noise": (["calibrate", "RUN", "--taus", "1.5"], "not above 1"),
 }
 
 
@@ -442,3 +447,35 @@ def test_the_command_is_a_module(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("fewstep: error: no command is called 'tain'")
+
+
+def test_calibrate_writes_json_and_page_and_says_what_it_found(capsys, run, tmp_path):
+    out, options = tmp_path / "out", ["--pairs", "50", "--draws", "7", "--bins", "4", "--taus", "0.3"]
+    assert status("calibrate", run, *options, "--flow-steps", "1", "2", "--out", out) == 0
+    assert {path.name for path in out.iterdir()} == {"calibration.json", "calibration.html"}
+    result = json.loads((out / "calibration.json").read_text())
+    assert result["recipe"] == "ring-stmd"
+    assert result["checkpoint"] == "step-000000006"
+    assert [family["name"] for family in result["families"]][:3] == ["M = 1", "M = 2", "exact posterior"]
+    printed = " ".join(capsys.readouterr().out.split())
+    page = (out / "calibration.html").read_text()
+    for sentence in result["verdicts"]:
+        assert sentence in printed
+        assert html.escape(sentence) in page
+    assert "spread/skill" in printed
+    assert result["command"] in page
+
+
+def test_what_has_no_posterior_is_not_calibrated(capsys, tmp_path):
+    Path("velocity.py").write_text(
+        "from dataclasses import replace\n"
+        "from fewstep.models import MeanFlowConfig\n"
+        "from fewstep.networks import MLPConfig\n"
+        "from fewstep.objectives import MeanFlowObjective\n"
+        "from fewstep.recipes import find_recipe\n"
+        "from fewstep.samplers import FlowMap\n"
+        "ring, model = find_recipe('ring-stmd'), MeanFlowConfig(network=MLPConfig(width=16, depth=1))\n"
+        "recipe = replace(ring, name='velocity', model=model, objective=MeanFlowObjective(), sampler=FlowMap())\n"
+    )
+    assert status("train", "velocity.py", "--steps", "1", "--batch-size", "8", "--device", "cpu", "--quiet") == 0
+    refused(capsys, "calibrate", "runs/velocity", says="a MeanFlow has no posterior q(x_0 | x_tau) to calibrate")

@@ -55,7 +55,9 @@ def load(folder: str | Path, *, device: str = "cpu", trust_code: bool = False) -
     missing = [key for key in ("model", "item_shape", "schedule", "sampler") if key not in config]
     if missing:
         raise UserError(f"{folder / CONFIG} lacks {', '.join(missing)}: it is not a model that fewstep saved")
-    with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced: the caller's stream is not theirs to draw from
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the fresh weights are replaced: the caller's stream is not theirs to draw from
         model = from_config(config["model"], trust_code).build(tuple(config["item_shape"]))
     check_fingerprint(model.schedule, config["schedule"], folder)
     try:

@@ -1,0 +1,173 @@
+"""Which objective makes one-step draws that can be trusted? The study behind the default recipes (docs/calibration.md).
+
+For a data set of the recipes: train methods over seeds, the same processor time for each ("compute matched"), then ask
+of every run what `fewstep calibrate` asks, and how far its samples are from held-out data at N = 1 .. 64.
+
+python benchmarks/calibration_study.py ring --methods stmd stmd-paper stmd-plain distributional --seeds 0 1 2 --out runs/study
+
+A run that is there already is not made again, so the command can be stopped and given again; `--tables` only prints. The
+number of steps of the first method is its recipe's (or --steps); the others take as many as cost the same, measured side by
+side before the first training. One process uses one thread: start one for each core, with other --seeds.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import fewstep
+from fewstep.calibration import CalibrationPlan, calibrate
+from fewstep.comparison import interval, rises
+from fewstep.evaluation import yardstick
+from fewstep.recipe import Recipe
+from fewstep.recipes import find_recipe
+from fewstep.samplers import Ancestral
+from fewstep.training import TrainingOptions, train
+from fewstep.training.loop import LossModule, make_optimiser
+
+STEPS = (1, 2, 4, 8, 16, 32, 64)
+SHOWN = {
+    "variance ratio": lambda row: f"{row['exact']['variance_ratio']:.3f}",
+    "largest direction": lambda row: f"{row['exact']['variance_ratio_largest']:.3f}",
+    "smallest direction": lambda row: f"{row['exact']['variance_ratio_smallest']:.3f}",
+    "conditional energy distance": lambda row: f"{row['exact']['conditional_energy_distance']:.4f}",
+    "spread/skill": lambda row: f"{row['spread_skill']:.3f}",
+    "energy score": lambda row: f"{row['energy_score']:.4f}",
+    "ranks, adjusted p": lambda row: f"{row['rank_p_adjusted']:.1g}",
+    "TARP, adjusted p": lambda row: f"{row['tarp_p_adjusted']:.1g}",
+    "words": lambda row: "/".join(row["words"]),
+}
+OF_THE_EXACT = list(SHOWN)[:4]  # where the exact posterior is known
+
+
+def step_cost(recipe: Recipe, repeats: int = 12) -> float:
+    """Processor seconds of a training step: the median over a few, after a few."""
+    examples = recipe.dataset.train()
+    model = recipe.model.build(recipe.dataset.item_shape)
+    model.fit(examples.up_to(1000)["x_0"])
+    losses, generator, seconds = LossModule(model, recipe.objective), torch.Generator().manual_seed(0), []
+    optimiser = make_optimiser(losses, recipe.optimiser)
+    for _ in range(repeats + 3):
+        start = time.process_time()
+        batch = examples.batch(recipe.batch_size, generator)
+        losses(batch | {"progress": torch.zeros(recipe.batch_size)}, generator)[0].mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds[3:])
+
+
+def matched(recipes: list[Recipe], out: Path) -> list[Recipe]:
+    """The recipes with numbers of steps that cost what the first one costs; measured once for a folder."""
+    path = out / f"{recipes[0].name}-costs.json"
+    costs = json.loads(path.read_text()) if path.exists() else {}
+    for recipe in recipes:
+        if recipe.name not in costs:
+            costs[recipe.name] = step_cost(recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(costs, indent=1))
+    first = costs[recipes[0].name]
+    return [replace(r, steps=max(1, round(recipes[0].steps * first / costs[r.name]))) for r in recipes]
+
+
+def measure(run: Path, recipe: Recipe, pairs: int | None, seeds: int) -> dict:
+    """What is asked of a trained run."""
+    model = fewstep.load(run)
+    rule = yardstick(recipe.dataset)
+    cells: dict[str, list] = {}
+    for m in (1, 4):
+        for n in STEPS if m == 1 else STEPS[:4]:
+            found = [rule.sample(model, Ancestral(steps=n, flow_steps=m), seed, 6000) for seed in range(seeds)]
+            for name in ("energy_distance", "frechet"):
+                if name in found[0]:
+                    cells.setdefault(f"{name} M = {m}", []).append(
+                        {"steps": n, "flow_steps": m, name: interval([f[name] for f in found])}
+                    )
+    rows = [row for m in (1, 4) for row in cells[f"energy_distance M = {m}"]]
+    floor = [rule.floor(seed) for seed in range(4)]
+    floors = {
+        name: statistics.fmean(f[name] for f in floor) for name in ("energy_distance", "frechet") if name in floor[0]
+    }
+    calibration = calibrate(model, recipe.dataset, CalibrationPlan(pairs=pairs))
+    return {"cells": cells, "rises": rises(rows), "floor": floors, "calibration": calibration}
+
+
+def run_one(recipe: Recipe, seed: int, out: Path, pairs: int | None, seeds: int) -> None:
+    """Train and measure, unless it is done."""
+    folder = out / f"{recipe.name}-{seed}"
+    result = folder / "study.json"
+    if result.exists():
+        return
+    recipe, start = replace(recipe, seed=seed), time.process_time()
+    outcome = train(recipe, TrainingOptions(out=folder, resume=True))
+    spent, started = time.process_time() - start, time.monotonic()
+    found = measure(folder, recipe, pairs, seeds)
+    cost = {"steps": recipe.steps, "seconds": outcome.seconds, "processor_seconds": spent}
+    result.write_text(json.dumps(found | {"recipe": recipe.name, "seed": seed, "training": cost}, indent=1))
+    print(
+        f"{recipe.name} seed {seed}: trained in {spent:.0f} s, measured in {time.monotonic() - started:.0f} s",
+        flush=True,
+    )
+
+
+def tables(names: list[str], out: Path) -> str:
+    """Markdown of what is there: worst of the seeds where there are several, `first .. last` over tau or N."""
+    lines = []
+    for name in names:
+        found = [json.loads(p.read_text()) for p in sorted(out.glob(f"{name}-[0-9]*/study.json"))]
+        if not found:
+            continue
+        lines.append(f"\n### {name}, {len(found)} seeds, {found[0]['training']['steps']} steps\n")
+        seconds = statistics.fmean(f["training"]["processor_seconds"] for f in found)
+        lines.append(f"{seconds:.0f} s of one core a run; floor {found[0]['floor']}\n")
+        for m in (1, 4):
+            families = [next(x for x in f["calibration"]["families"] if x["name"] == f"M = {m}") for f in found]
+            taus = [row["tau"] for row in families[0]["rows"]]
+            lines += [f"| M = {m}, tau | " + " | ".join(f"{t:g}" for t in taus) + " |", "|---" * (len(taus) + 1) + "|"]
+
+            for title, show in SHOWN.items():
+                if "exact" in families[0]["rows"][0] or title not in OF_THE_EXACT:
+                    cells = [" ".join(show(family["rows"][i]) for family in families) for i in range(len(taus))]
+                    lines.append(f"| {title} | " + " | ".join(cells) + " |")
+            lines.append("")
+        for key in found[0]["cells"]:
+            name_of = key.partition(" ")[0]
+            steps = [row["steps"] for row in found[0]["cells"][key]]
+            lines += [f"| {key}, N | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
+            for f in found:
+                cells = [f"{row[name_of]['mean']:.4g} ± {row[name_of]['half_width']:.1g}" for row in f["cells"][key]]
+                lines.append(f"| seed {f['seed']} | " + " | ".join(cells) + " |")
+            lines.append("")
+        worse = [f"seed {f['seed']}: N = {r['steps']}, M = {r['flow_steps']}" for f in found for r in f["rises"]]
+        lines.append("more steps are worse than one: " + ("; ".join(worse) or "nowhere"))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problem")
+    parser.add_argument("--methods", nargs="+", default=["stmd", "stmd-paper", "stmd-plain", "distributional"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="steps of the first method")
+    parser.add_argument("--pairs", type=int, help="held-out pairs for each tau")
+    parser.add_argument("--sampling-seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--tables", action="store_true")
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+    recipes = [find_recipe(f"{flags.problem}-{method}") for method in flags.methods]
+    if not flags.tables:
+        recipes[0] = replace(recipes[0], steps=flags.steps or recipes[0].steps)
+        for recipe in matched(recipes, flags.out):
+            for seed in flags.seeds:
+                run_one(recipe, seed, flags.out, flags.pairs, flags.sampling_seeds)
+    print(tables([recipe.name for recipe in recipes], flags.out))
+
+
+if __name__ == "__main__":
+    main()
