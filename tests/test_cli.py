@@ -91,8 +91,10 @@ def test_the_flags_of_a_recipe_are_its_own(capsys):
     for flag in ("--steps", "--optimiser.lr", "--model.network.width", "--out", "--resume", "--stop-after"):
         assert flag in stmd
         assert flag in ddpm
-    assert "--objective.atom-t-1" in stmd
-    assert "--objective.atom-t-1" not in ddpm
+    assert "--objective.terms.0.atom-t-1" in stmd
+    assert "--objective.terms.1.draws" in stmd
+    assert "--objective.weights" in stmd
+    assert "atom-t-1" not in ddpm
 
 
 def test_recipes(capsys):
@@ -111,7 +113,7 @@ MISTAKES = {
     "no steps": (["train", "ring-stmd", "--steps", "0"], "steps >= 1"),
     "no number": (["train", "ring-stmd", "--steps", "many"], "--steps"),
     "a learning rate of 0": (["train", "ring-stmd", "--optimiser.lr", "0"], "lr > 0"),
-    "a share above 1": (["train", "ring-stmd", "--objective.frac-r-below-t", "1.5"], "1.5"),
+    "a share above 1": (["train", "ring-stmd-plain", "--objective.frac-r-below-t", "1.5"], "1.5"),
     "no log": (["train", "ring-stmd", "--log-every", "0"], "from 1 up"),
     "a bad duration": (["train", "ring-stmd", "--stop-after", "5 minutes"], "90s"),
     "a missing file": (["train", "nothing.py"], "nothing.py does not exist"),

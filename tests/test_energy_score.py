@@ -42,22 +42,34 @@ class Draws(nn.Module):
         return z - (law.mean + self.factor * deviation * z)
 
 
-def test_it_is_the_energy_score_of_the_draws():
-    """Number by number against the metric, on the same draws; raw is their mean squared error."""
+@pytest.mark.parametrize("detour", [0.0, 1.0])
+def test_it_is_the_energy_score_of_the_draws(detour):
+    """Number by number against the metric, on the same draws, of one step or of two; raw is their mean squared error."""
     model, x_0 = small_model(), normals(5, 2, seed=0)
-    objective = EnergyScoreObjective(draws=3)
+    objective = EnergyScoreObjective(draws=3, detour=detour)
     sources = generators(*range(5))
     tau = objective.tau_law.sample(5, sources, x_0)
     x_tau = transition.sample(x_0, torch.zeros_like(tau), tau, SCHEDULE, sources)
     noise = torch.stack([torch.randn(3, 2, generator=g, dtype=torch.float64) for g in sources], dim=1)
+    between = [torch.rand((), generator=g, dtype=torch.float64).item() for g in sources]
     loss = objective(model, {"x_0": x_0}, generators(*range(5)))
     for i in range(5):
         q = model(x_tau[i : i + 1], tau[i])
-        draws = q.sample((3,), noise=noise[:, i : i + 1])
+        grid = (1.0, between[i], 0.0) if detour else None
+        draws = q.sample((3,), noise=noise[:, i : i + 1], flow_grid=grid)
         w = torch.stack([model.encode(d, x_tau[i : i + 1], tau[i : i + 1]) for d in draws])
         target = model.encode(x_0[i : i + 1], x_tau[i : i + 1], tau[i : i + 1])
         assert loss.per_sample[i].item() == pytest.approx(EnergyScore()(w, target)["energy_score"], rel=1e-10)
         assert loss.raw[i].item() == pytest.approx((w - target).square().sum(-1).mean().item(), rel=1e-10)
+
+
+def test_a_share_of_the_draws_takes_the_detour():
+    """The other items are as without it, bit for bit."""
+    model, x_0 = small_model(), normals(2000, 2, seed=0)
+    losses = {d: EnergyScoreObjective(detour=d)(model, {"x_0": x_0}, generator(0)).per_sample for d in (0.0, 0.3, 1.0)}
+    straight, around = losses[0.3] == losses[0.0], losses[0.3] == losses[1.0]
+    assert (straight | around).double().mean() > 0.99  # to the rounding of another batch size
+    assert abs(around.double().mean() - 0.3) < 5 * (0.3 * 0.7 / 2000) ** 0.5
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
@@ -169,7 +181,7 @@ def test_draws_that_coincide_have_a_finite_gradient():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"draws": 1}, "at least 2 draws"), ({"power": 2.0}, "between 0 and 2"), ({"power": 0.0}, "between 0 and 2"),
-     ({"share": 0.0}, "share"), ({"share": 1.5}, "share")],
+     ({"share": 0.0}, "share"), ({"share": 1.5}, "share"), ({"detour": -0.1}, "detour")],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(fields, message):
     with pytest.raises(UserError, match=message):

@@ -24,6 +24,7 @@ from fewstep.scaling import IdentityScaling
 from fewstep.training import train
 from fewstep.training.loop import LossModule
 from problems import SCHEDULE, TINY_MLP, LinearFlow, generator, normals, randomise, seeded
+from stats import accepts, rejects, z_tests
 from test_training import assert_same_bits, options, weights
 from tiny import tiny_recipe
 
@@ -104,6 +105,19 @@ def test_the_semigroup_term_visits_the_corner_and_detaches_its_target():
     assert model.network.error.grad.abs() == pytest.approx(expected.item(), rel=1e-9)
     with pytest.raises(UserError, match="corner"):
         Semigroup(corner=1.5)
+
+
+def test_a_share_of_the_items_of_the_semigroup_term_has_the_same_mean():
+    model, x_0 = (
+        PosteriorFlow(LinearNetwork(0.1), SCHEDULE, IdentityScaling(), (2,)).double(),
+        normals(20_000, 2, seed=0),
+    )
+    whole, part = (Semigroup(share=s)(model, {"x_0": x_0}, generator(0)).per_sample.detach() for s in (1.0, 0.25))
+    assert abs((part > 0).double().mean() - 0.25) < 0.02
+    assert accepts(z_tests((part - whole)[:, None], torch.zeros(1, dtype=torch.float64)))
+    assert rejects(z_tests((0.25 * part - whole)[:, None], torch.zeros(1, dtype=torch.float64)))
+    with pytest.raises(UserError, match="share"):
+        Semigroup(share=0.0)
 
 
 def test_a_learnt_weight_finds_the_size_of_the_loss_at_each_time():

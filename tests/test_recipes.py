@@ -15,6 +15,7 @@ from fewstep.objectives import (
     Denoising,
     EnergyScoreObjective,
     MeanFlowObjective,
+    Semigroup,
     WeightedSum,
 )
 from fewstep.recipe import Optimiser, Recipe
@@ -29,6 +30,7 @@ METHODS = {
     "stmd": (PosteriorFlow, WeightedSum, Ancestral),
     "stmd-paper": (PosteriorFlow, STMD, Ancestral),
     "stmd-plain": (PosteriorFlow, STMD, Ancestral),
+    "stmd-scored": (PosteriorFlow, WeightedSum, Ancestral),
     "distributional": (PosteriorFlow, EnergyScoreObjective, Ancestral),
     "ddpm": (Denoiser, Denoising, Ancestral),
     "mean-flow": (MeanFlow, MeanFlowObjective, FlowMap),
@@ -112,7 +114,7 @@ def test_where_one_method_is_scaled_its_rivals_are(data):
     assert len({models[method].schedule for method in METHODS if method != "mean-flow"}) == 1
     assert models["stmd-paper"].scaling == IdentityScaling()
     assert not models["stmd-paper"].gaussian_skip
-    for method in ("stmd", "stmd-plain", "distributional", "consistency"):
+    for method in ("stmd", "stmd-plain", "stmd-scored", "distributional", "consistency"):
         assert models[method].scaling == GaussianScaling()
     published = data == "mnist"
     assert models["ddpm"].scaling == (EpsilonScaling() if published else GaussianScaling())
@@ -129,13 +131,15 @@ def test_both_mean_flows_have_the_same_options(data):
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_the_default_is_its_two_parents_at_once(data):
-    """STMD without the adaptive weight, and the energy score of one-step draws."""
-    flow, score = RECIPES[f"{data}-stmd"].objective.terms
-    assert isinstance(flow, STMD)
+def test_the_default_trains_every_part_of_the_flow_map(data):
+    """The velocity at r = t, longer steps by the semigroup law, the corner by the energy score; no adaptive weight."""
+    velocity, semigroup, score = RECIPES[f"{data}-stmd"].objective.terms
+    assert isinstance(velocity, STMD)
+    assert (velocity.frac_r_below_t, velocity.adaptive_power) == (0, 0)
+    assert isinstance(semigroup, Semigroup)
     assert isinstance(score, EnergyScoreObjective)
-    assert flow.adaptive_power == 0
-    assert flow.peers == score.peers
+    assert velocity.peers
+    assert score.peers
 
 
 @pytest.mark.parametrize("data", DATA)

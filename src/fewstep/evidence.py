@@ -9,7 +9,8 @@ Within a batch: let `x_1 .. x_B` be independent data and let item I, uniform, ha
 set, I is j with probability `W_j ~ exp(-lam ||y - x_j||^2 / 2)`, because before the observation the items are
 exchangeable. So whatever a loss is made of, `f(x_I)`, may be replaced by `sum_j W_j f(x_j)`: by the law of total
 expectation its mean given the observation stays the same, at every batch size, and its variance cannot grow (Rao and
-Blackwell). (The weights are those of Xu et al. 2023, arXiv 2302.00670, who use them for the score.)
+Blackwell). (The weights are those of Xu et al. 2023, arXiv 2302.00670, who use them for the score and speak of
+a bias that vanishes with the batch; by the argument above there is none where the item that made the observation is in it.)
 """
 
 import torch

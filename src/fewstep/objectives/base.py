@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fewstep.draws import Source, normal_like
+from fewstep.draws import Source, normal_like, uniform
 from fewstep.errors import UserError
 from fewstep.flow import AverageVelocity, conditional_velocity, interpolate, mean_flow_target
 from fewstep.shapes import flat, per_item
@@ -59,6 +59,22 @@ class Objective(ABC):
         The module's parameters are trained with the model's, and it is stored with every checkpoint.
         """
         return self
+
+
+def chosen_items(share: float, n: int, generator: Source, like: Tensor) -> Tensor:
+    """Indices of the items that take part, each with probability `share`, one by one."""
+    return torch.nonzero(uniform((n,), generator, like=like) < share).squeeze(1)
+
+
+def spread_out(values: Tensor, chosen: Tensor, n: int, share: float) -> Tensor:
+    """Numbers `(n,)`: those of the chosen items, `1 / share` times, so that the mean stays what it was; 0 for the others."""
+    return values.new_zeros(n).index_put((chosen,), values / share)
+
+
+def check_share(name: str, value: float, least: float = 0.0) -> None:
+    """`UserError` where a share of the items is none; `least` is 0, or above it for a share that must not be empty."""
+    if not least <= value <= 1:
+        raise UserError(f"{name} is a share of the items and lies in {'(' if least else '['}0, 1], not {value}")
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 from fewstep import evidence, transition
 from fewstep.draws import Source, normal_like, uniform
 from fewstep.errors import UserError
+from fewstep.flow import flow_map
 from fewstep.models.posterior_flow import PosteriorFlow
-from fewstep.objectives.base import Batch, Loss, Objective
+from fewstep.objectives.base import Batch, Loss, Objective, check_share, chosen_items, spread_out
 from fewstep.shapes import flat
 from fewstep.times import TimeLaw, Uniform
 
@@ -25,6 +26,8 @@ class EnergyScoreObjective(Objective):
     2025, arXiv 2502.02483), which knows one flow step only; as a term beside `STMD` (`WeightedSum`) it trains the corner
     that the Mean Flow loss hardly reaches.
 
+    - `detour`: for this share of the scored items the draws take two steps, by way of a uniform time q on the flow clock,
+      `z_q = z - (1 - q) u(z, q, 1)`, `W = z_q - q u(z_q, 0, q)`: a draw is a draw by whatever steps it was made.
     - `share` of the items are scored, chosen one by one, each `1 / share` times: the same mean for less work.
     - `peers`: as in `STMD`, the mean of `||W_i - w_j||^p` over the items j of the batch, each weighted by the
       probability that it made `x_tau`, in place of the one w: the same mean, less variance.
@@ -38,6 +41,7 @@ class EnergyScoreObjective(Objective):
     tau_law: TimeLaw = Uniform()
     draws: int = 4
     power: float = 1.0
+    detour: float = 0.0
     share: float = 1.0
     peers: bool = False
 
@@ -46,8 +50,8 @@ class EnergyScoreObjective(Objective):
             raise UserError(f"an energy score needs at least 2 draws for each state, not {self.draws}")
         if not 0 < self.power < 2:
             raise UserError(f"an energy score is strictly proper for a power between 0 and 2, not {self.power}")
-        if not 0 < self.share <= 1:
-            raise UserError(f"the share of the items that are scored lies in (0, 1], not {self.share}")
+        check_share("detour", self.detour)
+        check_share("share", self.share, least=1e-6)
 
     @property
     def sees_the_batch(self) -> bool:  # type: ignore[override]
@@ -59,23 +63,28 @@ class EnergyScoreObjective(Objective):
         tau = self.tau_law.sample(n, generator, x_0)
         x_tau = transition.sample(x_0, torch.zeros_like(tau), tau, model.schedule, generator)
         z = normal_like(x_0, generator, (m,))
-        chosen = torch.nonzero(uniform((n,), generator, like=x_0) < self.share).squeeze(1)
+        q = uniform((n,), generator, like=x_0)
+        q = q.where(uniform((n,), generator, like=x_0) < self.detour, torch.zeros_like(q))
+        chosen = chosen_items(self.share, n, generator, x_0)
         score, error = x_0.new_zeros(n), x_0.new_zeros(n)
         if len(chosen):
-            found = self._score(model, x_0, x_0[chosen], x_tau[chosen], tau[chosen], z[:, chosen])
-            score = score.index_put((chosen,), found[0] / self.share)
-            error = error.index_put((chosen,), found[1] / self.share)
+            found = self._score(model, x_0, x_0[chosen], x_tau[chosen], tau[chosen], z[:, chosen], q[chosen])
+            score, error = (spread_out(values, chosen, n, self.share) for values in found)
         return Loss(per_sample=score, raw=error.detach(), logs={"bucket": tau}, times=tau[:, None])
 
     def _score(
-        self, model: PosteriorFlow, x_0: Tensor, own: Tensor, x_tau: Tensor, tau: Tensor, z: Tensor
+        self, model: PosteriorFlow, x_0: Tensor, own: Tensor, x_tau: Tensor, tau: Tensor, z: Tensor, q: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The score and the mean squared error of the draws, for each state."""
         m, k = z.shape[:2]
         held = x_tau.expand_as(z).flatten(0, 1), tau.expand(m, k).flatten()
-        zero, one = torch.zeros_like(held[1]), torch.ones_like(held[1])
-        start = z.flatten(0, 1)
-        draws = flat(start - model.u(start, zero, one, *held)).reshape(m, k, -1)
+        first = q.expand(m, k).flatten()
+        draws = flow_map(model.u, z.flatten(0, 1), 1.0, first, held)
+        on = torch.nonzero(first).squeeze(1)  # those that are not at their end yet
+        if len(on):
+            second = flow_map(model.u, draws[on], first[on], 0.0, (held[0][on], held[1][on]))
+            draws = draws.index_copy(0, on, second)
+        draws = flat(draws).reshape(m, k, -1)
         w = flat(model.encode(own, x_tau, tau))
         squares = (draws - w).square().sum(-1)  # (m, k)
         error = squares.mean(0)
@@ -87,8 +96,8 @@ class EnergyScoreObjective(Objective):
             miss = (self._distance(to_items) * share[:, None]).sum(-1).mean(1)
         else:
             miss = self._distance(squares).mean(0)
-        first, second = torch.triu_indices(m, m, 1, device=z.device)
-        spread = self._distance((draws[first] - draws[second]).square().sum(-1)).mean(0)
+        i, j = torch.triu_indices(m, m, 1, device=z.device)
+        spread = self._distance((draws[i] - draws[j]).square().sum(-1)).mean(0)
         return miss - 0.5 * spread, error
 
     def _distance(self, squares: Tensor) -> Tensor:

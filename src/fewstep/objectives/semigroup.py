@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fewstep import transition
 from fewstep.draws import Source, normal_like, uniform
-from fewstep.errors import UserError
-from fewstep.flow import interpolate
+from fewstep.flow import AverageVelocity, interpolate
 from fewstep.models.posterior_flow import PosteriorFlow
-from fewstep.objectives.base import Batch, Loss, Objective, squared_error
+from fewstep.objectives.base import Batch, Loss, Objective, check_share, chosen_items, spread_out, squared_error
 from fewstep.shapes import per_item
 from fewstep.times import TimeLaw, TimePairs, Uniform
 
@@ -19,11 +19,11 @@ from fewstep.times import TimeLaw, TimePairs, Uniform
 class Semigroup(Objective):
     """`|| u(z_t, r, t) - sg( ((t - q) u(z_t, q, t) + (q - r) u(z_q, r, q)) / (t - r) ) ||^2` with `(x_tau, tau)` held.
 
-    `z_q = z_t - (t - q) u(z_t, q, t)`, `q = r + share (t - r)` with a uniform share; `(r, t)` are two times from
-    `pair_law`, but the corner (0, 1), which one-step sampling uses, for the share `corner` of the items (in [0, 1], else
-    `UserError`). It says nothing of the velocity itself, so it is a term beside `STMD` (`WeightedSum`). Two evaluations
-    without a gradient and one with.
-    Source: the shortcut models of Frans et al. 2024 (arXiv 2410.12557, eq. 4), with any q in place of the middle.
+    `z_q = z_t - (t - q) u(z_t, q, t)`, q uniform between r and t; `(r, t)` are two times from `pair_law`, but the corner
+    (0, 1), which one-step sampling uses, for the share `corner` of the items. It says nothing of the velocity itself, so it
+    is a term beside `STMD` (`WeightedSum`). Two evaluations without a gradient and one with, for the share `share` of the
+    items, each counted `1 / share` times. Raises `UserError` where a share is out of range. Source: the shortcut models of
+    Frans et al. 2024 (arXiv 2410.12557), with any q in place of the middle.
     """
 
     num_times: ClassVar[int] = 3
@@ -31,10 +31,11 @@ class Semigroup(Objective):
     tau_law: TimeLaw = Uniform()
     pair_law: TimeLaw = Uniform(low=0.0)
     corner: float = 0.25
+    share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.corner <= 1:
-            raise UserError(f"the share of the items at the corner lies in [0, 1], not {self.corner}")
+        check_share("corner", self.corner)
+        check_share("share", self.share, least=1e-6)
 
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         x_0 = batch["x_0"]
@@ -46,13 +47,21 @@ class Semigroup(Objective):
         at_corner = uniform((n,), generator, like=x_0) < self.corner
         r, t = r.masked_fill(at_corner, 0.0), t.masked_fill(at_corner, 1.0)
         first = uniform((n,), generator, like=x_0)  # the share of t - r of the first of the two steps
-        q = t - first * (t - r)
-        z_t, held = interpolate(model.encode(x_0, x_tau, tau), eps, t), (x_tau, tau)
-        with torch.no_grad():
-            u_first = model.u(z_t, q, t, *held)
-            z_q = z_t - per_item(t - q, z_t) * u_first
-            u_second = model.u(z_q, r, q, *held)
-            target = per_item(first, z_t) * u_first + per_item(1 - first, z_t) * u_second
-        raw = squared_error(model.u(z_t, r, t, *held), target)
         times = torch.stack([t, t - r, tau], dim=1)
+        z_t = interpolate(model.encode(x_0, x_tau, tau), eps, t)
+        chosen = chosen_items(self.share, n, generator, x_0)
+        raw = x_0.new_zeros(n)
+        if len(chosen):
+            found = self._error(model.u, *(a[chosen] for a in (z_t, r, t, first)), (x_tau[chosen], tau[chosen]))
+            raw = spread_out(found, chosen, n, self.share)
         return Loss(per_sample=raw, raw=raw.detach(), logs={"bucket": t - r}, times=times)
+
+    def _error(
+        self, u: AverageVelocity, z_t: Tensor, r: Tensor, t: Tensor, first: Tensor, held: tuple[Tensor, ...]
+    ) -> Tensor:
+        q = t - first * (t - r)
+        with torch.no_grad():
+            u_first = u(z_t, q, t, *held)
+            z_q = z_t - per_item(t - q, z_t) * u_first
+            target = per_item(first, z_t) * u_first + per_item(1 - first, z_t) * u(z_q, r, q, *held)
+        return squared_error(u(z_t, r, t, *held), target)

@@ -11,6 +11,7 @@ from fewstep.objectives import (
     EnergyScoreObjective,
     MeanFlowObjective,
     Objective,
+    Semigroup,
     WeightedSum,
 )
 from fewstep.recipe import Recipe
@@ -18,17 +19,15 @@ from fewstep.samplers import Ancestral, FlowMap, Sampler
 from fewstep.scaling import EpsilonScaling, GaussianScaling
 
 
-def hybrid(
-    weight: float,
-    draws: int = 2,
-    share: float = 1.0,
-    peers: bool = True,
-    tangent: Literal["conditional", "own"] = "conditional",
-) -> WeightedSum:
-    """Our default: STMD without the adaptive weight, and the energy score of one-step draws with this weight."""
-    flow = STMD(adaptive_power=0.0, peers=peers, tangent=tangent)
-    score = EnergyScoreObjective(draws=draws, share=share, peers=peers)
-    return WeightedSum(terms=(flow, score), weights=(1.0, weight))
+def calibrated(weight: float, draws: int = 2, share: float = 1.0) -> WeightedSum:
+    """Our default, three terms for three parts of the flow map of the posterior (docs/calibration.md).
+
+    The velocity at r = t by regression (STMD with `frac_r_below_t = 0`), longer steps by the semigroup law, and the corner
+    t = 1, r = 0 by the energy score of one-step draws with this weight. No derivative of the network is needed.
+    """
+    velocity = STMD(adaptive_power=0.0, frac_r_below_t=0.0, peers=True)
+    score = EnergyScoreObjective(draws=draws, share=share, peers=True)
+    return WeightedSum(terms=(velocity, Semigroup(), score), weights=(1.0, 1.0, weight))
 
 
 def rivals(
@@ -56,6 +55,15 @@ def rivals(
             "STMD with Gaussian scaling and no adaptive weight, without the energy score,",
             scaled,
             STMD(adaptive_power=0.0, tangent=tangent),
+            stmd.sampler,
+        ),
+        (
+            "stmd-scored",
+            "STMD with Gaussian scaling and no adaptive weight, and the energy score of one-step draws beside it,",
+            scaled,
+            WeightedSum(
+                terms=(STMD(adaptive_power=0.0, tangent=tangent), EnergyScoreObjective(share=0.25)), weights=(1.0, 1.0)
+            ),
             stmd.sampler,
         ),
         (

@@ -4,7 +4,7 @@ from fewstep.datasets import Digits
 from fewstep.models import PosteriorFlowConfig
 from fewstep.networks import UNetConfig
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.recipes._rivals import hybrid, rivals
+from fewstep.recipes._rivals import calibrated, rivals
 from fewstep.samplers import Ancestral
 from fewstep.scaling import GaussianScaling
 
@@ -18,10 +18,10 @@ DIGITS_UNET = UNetConfig(
 
 digits_stmd = Recipe(
     name="digits-stmd",
-    description="STMD and the energy score of one-step draws on scikit-learn's digits (minutes on a CPU)",
+    description="STMD by velocity, semigroup and energy score on scikit-learn's digits (minutes on a CPU)",
     dataset=Digits(),
-    model=PosteriorFlowConfig(network=DIGITS_UNET, scaling=GaussianScaling(), gaussian_skip=True),
-    objective=hybrid(weight=1.0, draws=4, share=0.25, tangent="own"),
+    model=PosteriorFlowConfig(network=DIGITS_UNET, scaling=GaussianScaling()),
+    objective=calibrated(weight=4.0),
     optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=100),
     sampler=Ancestral(steps=4, flow_steps=4),
     steps=1200,

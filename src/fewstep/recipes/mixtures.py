@@ -9,14 +9,14 @@ from fewstep.recipes.ring import ring_stmd
 t2_stmd = replace(
     ring_stmd,
     name="t2-stmd",
-    description="STMD and the energy score of one-step draws on the asymmetric mixture of three components (minutes on a CPU)",
+    description="STMD by velocity, semigroup and energy score on the asymmetric mixture of three components (minutes on a CPU)",
     dataset=T2(),
 )
 
 correlated_stmd = replace(
     ring_stmd,
     name="correlated-stmd",
-    description="STMD and the energy score of one-step draws on a correlated mixture in 16 dimensions (minutes on a CPU)",
+    description="STMD by velocity, semigroup and energy score on a correlated mixture in 16 dimensions (minutes on a CPU)",
     dataset=Correlated(),
 )
 

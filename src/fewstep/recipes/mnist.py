@@ -4,16 +4,16 @@ from fewstep.datasets import MNIST
 from fewstep.models import PosteriorFlowConfig
 from fewstep.networks.unet import MNIST_UNET
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.recipes._rivals import hybrid, rivals
+from fewstep.recipes._rivals import calibrated, rivals
 from fewstep.samplers import Ancestral
 from fewstep.scaling import GaussianScaling
 
 mnist_stmd = Recipe(
     name="mnist-stmd",
-    description="STMD and the energy score of one-step draws on MNIST, the paper's network and budget (wants a GPU)",
+    description="STMD by velocity, semigroup and energy score on MNIST, the paper's network and budget (wants a GPU)",
     dataset=MNIST(),
-    model=PosteriorFlowConfig(network=MNIST_UNET, scaling=GaussianScaling(), gaussian_skip=True),
-    objective=hybrid(weight=1.0, draws=4, share=0.25, tangent="own"),
+    model=PosteriorFlowConfig(network=MNIST_UNET, scaling=GaussianScaling()),
+    objective=calibrated(weight=4.0),
     optimiser=Optimiser(lr=5e-4),
     sampler=Ancestral(steps=4),
     steps=150_000,

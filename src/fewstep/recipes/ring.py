@@ -4,16 +4,16 @@ from fewstep.datasets import Ring
 from fewstep.models import PosteriorFlowConfig
 from fewstep.networks import MLPConfig
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.recipes._rivals import hybrid, rivals
+from fewstep.recipes._rivals import calibrated, rivals
 from fewstep.samplers import Ancestral
 from fewstep.scaling import GaussianScaling
 
 ring_stmd = Recipe(
     name="ring-stmd",
-    description="STMD and the energy score of one-step draws on the eight-mode ring (minutes on a CPU)",
+    description="STMD by velocity, semigroup and energy score on the eight-mode ring (minutes on a CPU)",
     dataset=Ring(),
-    model=PosteriorFlowConfig(network=MLPConfig(width=256, depth=3), scaling=GaussianScaling(), gaussian_skip=True),
-    objective=hybrid(weight=1.0),
+    model=PosteriorFlowConfig(network=MLPConfig(width=256, depth=3), scaling=GaussianScaling()),
+    objective=calibrated(weight=1.0),
     optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=100),
     sampler=Ancestral(steps=4, flow_steps=4),
     steps=6000,
