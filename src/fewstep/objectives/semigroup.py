@@ -52,7 +52,8 @@ class Semigroup(Objective):
         chosen = chosen_items(self.share, n, generator, x_0)
         raw = x_0.new_zeros(n)
         if len(chosen):
-            found = self._error(model.u, *(a[chosen] for a in (z_t, r, t, first)), (x_tau[chosen], tau[chosen]))
+            held = x_tau[chosen], tau[chosen]
+            found = self._error(model.u, z_t[chosen], r[chosen], t[chosen], first[chosen], held)
             raw = spread_out(found, chosen, n, self.share)
         return Loss(per_sample=raw, raw=raw.detach(), logs={"bucket": t - r}, times=times)
 

@@ -13,7 +13,7 @@ ring_stmd = Recipe(
     description="STMD by velocity, semigroup and energy score on the eight-mode ring (minutes on a CPU)",
     dataset=Ring(),
     model=PosteriorFlowConfig(network=MLPConfig(width=256, depth=3), scaling=GaussianScaling()),
-    objective=calibrated(weight=1.0),
+    objective=calibrated(weight=2.0, share=0.5, detour=0.5),
     optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=100),
     sampler=Ancestral(steps=4, flow_steps=4),
     steps=6000,
