@@ -92,7 +92,7 @@ def test_the_flags_of_a_recipe_are_its_own(capsys):
         assert flag in stmd
         assert flag in ddpm
     assert "--objective.terms.0.atom-t-1" in stmd
-    assert "--objective.terms.1.draws" in stmd
+    assert "--objective.terms.2.draws" in stmd
     assert "--objective.weights" in stmd
     assert "atom-t-1" not in ddpm
 

@@ -451,7 +451,7 @@ def test_the_conditional_distance_is_the_closed_form():
 
 def test_the_debiased_distance_of_a_point_mass_is_too_small():
     """By half the floor of the other law; the plain distance is right, and is what goes into a bound."""
-    found = sampled_distance(torch.zeros(2400, 2), normals(2400, 2, seed=1), blocks=12)
+    found = sampled_distance(torch.zeros(2400, 2), normals(2400, 2, seed=1), blocks=48)
     assert abs(found.plain.value - 2) < 4.5 * found.plain.standard_error
     assert found.upper(4.5) < 2
 
