@@ -29,15 +29,12 @@ def rows(result) -> dict[tuple[int, int], dict[str, float]]:
 
 
 def test_ring_stmd(tmp_path):
-    """Energy distance (unbiased, 6000 samples) at most .02 at N = 4, M = 1 and .003 at N = 4, M = 4."""
+    """Energy distance (unbiased, 6000 samples) at most .006 at N = 1 and 4, M = 1 and 4; draws vary as much as they err."""
     recipe = find_recipe("ring-stmd")
     train(recipe, options(tmp_path))
-    result = evaluate(fewstep.load(tmp_path), recipe.dataset, EvaluationPlan(steps=(4,), batch_size=6000))
-    distances = {key: row["energy_distance"] for key, row in rows(result).items()}
-    assert distances[4, 1] <= 0.02
-    assert distances[4, 4] <= 0.003
-    spread = {(row["tau"], row["flow_steps"]): row["spread_skill"] for row in result["posterior"]}
-    assert all(0.9 < value < 1.1 for (_, flow_steps), value in spread.items() if flow_steps == 4)
+    result = evaluate(fewstep.load(tmp_path), recipe.dataset, EvaluationPlan(steps=(1, 4), batch_size=6000))
+    assert all(row["energy_distance"] <= 0.006 for row in rows(result).values())
+    assert all(0.9 < row["spread_skill"] < 1.1 for row in result["posterior"])
 
 
 def test_ring_ddpm_needs_many_steps(tmp_path):

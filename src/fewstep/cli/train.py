@@ -2,7 +2,7 @@
 
 RECIPE is a name from `fewstep recipes`; FILE.py is a file of yours with a variable `recipe = Recipe(...)`, and running
 it runs its code. Every number, word and switch of the recipe is a flag, such as --steps 500 or
---objective.frac-r-below-t 0.25; classes are chosen in a FILE.py. Training writes checkpoints and a log to the folder
+--objective.terms.2.draws 4; classes are chosen in a FILE.py. Training writes checkpoints and a log to the folder
 --out; a run that was stopped goes on with --resume. On several processes (on CPUs with ACCELERATE_USE_CPU=true):
 accelerate launch --multi_gpu --num_processes 2 -m fewstep train RECIPE.
 """
