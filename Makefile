@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test test-slow lint venv clean
 
 demo: venv
-	@echo "== train (4 to 5 minutes on two cores; make demo again goes on where it was stopped)"
+	@echo "== train (4 to 6 minutes on two cores; make demo again goes on where it was stopped)"
 	$(BIN)/fewstep train digits-stmd --out $(RUN) --resume
 	@echo "== sample with 1, 2 and 4 steps"
 	@for steps in 1 2 4; do \
