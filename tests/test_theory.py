@@ -813,7 +813,7 @@ def test_a_standardised_mean_flow_has_the_law_of_the_standardised_data():
 
 @pytest.mark.slow
 def test_a_trained_ring(tmp_path):
-    """Every bound holds at N = 1 and 4, the coupled one within a factor of 3; so does the budget of the chosen grid.
+    """Every bound holds at N = 1 and 4, the coupled one being the sharpest; so does the budget of the chosen grid.
 
     The budget is smallest there, which does not make the distance smallest: `benchmarks/certificates.py` measures that.
     """
@@ -833,7 +833,7 @@ def test_a_trained_ring(tmp_path):
         assert holds(found.composed, found.measured)
         assert holds(found.composed_measured, found.measured)
         assert holds(found.coupled, found.measured)
-        assert found.coupled.value < 3 * found.measured.value
+        assert found.coupled.upper() < found.composed.lower()  # the coupling behind it, before it is bounded
     rows = [measure(model, mixture, tau, **small) for tau in (1.0, 0.8, 0.5, 0.25, 0.1)]
     levels = [Level(tau=row.tau, error=row.measured.plain, L=row.L) for row in rows]
     start = start_error(second_moment(mixture), 2, model.schedule)
