@@ -17,6 +17,7 @@ from fewstep.objectives import (
     Semigroup,
     Stages,
     WeightedSum,
+    distillation,
 )
 from fewstep.pretrained import save_pretrained
 from fewstep.recipe import Optimiser
@@ -222,6 +223,22 @@ def test_the_teacher_is_neither_trained_nor_stored(teacher, tmp_path):
     train(recipe, options(tmp_path / "run"))
     assert not any(name.startswith("objective.") for name in weights(tmp_path / "run"))
     assert (teacher / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("wrap", ["alone", "sum", "stages", "learnt weight"])
+def test_a_teacher_is_loaded_once_for_a_run(teacher, tmp_path, monkeypatch, wrap):
+    """Also where it stands inside another objective: not at every step."""
+    objective = Distillation(teacher=str(teacher), adaptive_power=0.0)
+    wrapped = {
+        "alone": objective,
+        "sum": WeightedSum(terms=(objective, EnergyScoreObjective(draws=2)), weights=(1.0, 1.0)),
+        "stages": Stages(first=objective, until=0.9),
+        "learnt weight": LearnedWeight(objective=objective),
+    }
+    loads, load = [], distillation.load
+    monkeypatch.setattr(distillation, "load", lambda folder: loads.append(folder) or load(folder))
+    train(tiny_recipe(steps=4, objective=wrapped[wrap]), options(tmp_path / "run"))
+    assert len(loads) == 1
 
 
 def test_a_teacher_that_is_none_is_refused(tmp_path):

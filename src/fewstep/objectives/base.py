@@ -54,9 +54,9 @@ class Objective(ABC):
         """
 
     def build(self) -> LossFunction:
-        """What training calls: the objective itself, or an `nn.Module` where it has weights or state of its own.
+        """What training calls, made once for a run: the objective itself, or what it needs to load or to train.
 
-        The module's parameters are trained with the model's, and it is stored with every checkpoint.
+        Of an `nn.Module` the parameters are trained with the model's, and it is stored with every checkpoint.
         """
         return self
 

@@ -51,7 +51,7 @@ class Stages(Objective):
 
 
 class _BuiltStages(nn.Module):
-    """Two stages, one or both of which have weights or state of their own."""
+    """Two stages, one or both of which are more than themselves when built."""
 
     def __init__(self, config: Stages, first: LossFunction, second: LossFunction):
         super().__init__()

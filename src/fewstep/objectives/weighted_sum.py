@@ -46,11 +46,11 @@ class WeightedSum(Objective):
 
     def build(self) -> LossFunction:
         built = [term.build() for term in self.terms]
-        return _BuiltSum(self, built) if any(isinstance(b, nn.Module) for b in built) else self
+        return self if built == list(self.terms) else _BuiltSum(self, built)
 
 
 class _BuiltSum(nn.Module):
-    """A sum some of whose terms have weights or state of their own."""
+    """A sum some of whose terms are more than themselves when built: with weights or state of their own, or a teacher."""
 
     def __init__(self, config: WeightedSum, functions: list[LossFunction]):
         super().__init__()
