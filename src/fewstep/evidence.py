@@ -13,10 +13,9 @@ Blackwell). (The weights are those of Xu et al. 2023, arXiv 2302.00670, who use 
 a bias that vanishes with the batch; by the argument above there is none where the item that made the observation is in it.)
 """
 
-import torch
 from torch import Tensor
 
-from fewstep.shapes import flat, per_item
+from fewstep.shapes import distances, flat, per_item
 
 
 def combine(
@@ -35,6 +34,4 @@ def combine(
 
 def shares(y: Tensor, lam: Tensor, x_0: Tensor) -> Tensor:
     """`W` `(n, B)`: how probably item j of `x_0` `(B, ...)` made the observation `y_i` `(n, ...)` of precision `lam_i`."""
-    few = y[0].numel() <= 25
-    distance = torch.cdist(flat(y), flat(x_0), compute_mode=f"{'donot_' if few else ''}use_mm_for_euclid_dist")
-    return (-0.5 * lam[:, None] * distance.square()).softmax(1)
+    return (-0.5 * lam[:, None] * distances(flat(y), flat(x_0)).square()).softmax(1)

@@ -1,4 +1,4 @@
-"""Times against items: a time is a number or one number per item; an item is everything behind the batch axis."""
+"""Times against items, and items against items: a time is a number or one per item; an item is all behind the batch axis."""
 
 import torch
 from torch import Tensor
@@ -27,3 +27,12 @@ def per_item(coefficient: Tensor, x: Tensor) -> Tensor:
 def flat(x: Tensor) -> Tensor:
     """Items as vectors: `(batch, d)`."""
     return x.reshape(x.shape[0], -1)
+
+
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """`||x_i - y_j||` `(..., n, k)` of `(..., n, d)`, `(..., k, d)`: by differences for small d, else by a matrix product.
+
+    The product is many times faster, and loses digits far from the origin: centre first.
+    """
+    few = x.shape[-1] <= 25  # where the two take the same time
+    return torch.cdist(x, y, compute_mode=f"{'donot_' if few else ''}use_mm_for_euclid_dist")

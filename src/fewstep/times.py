@@ -70,8 +70,7 @@ class TimePairs:
 
     def __post_init__(self) -> None:
         for name in ("frac_r_below_t", "atom_t_1"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is a share of the items and lies in [0, 1], not {getattr(self, name)}")
+            check_share(name, getattr(self, name))
 
     def sample(self, n: int, generator: Source, like: Tensor) -> tuple[Tensor, Tensor]:
         """`n` pairs `(r, t)`, each `(n,)`."""
@@ -154,3 +153,9 @@ def given_times(times: tuple[float, ...]) -> Tensor:
     if len(times) < 2 or times[0] != 1 or times[-1] != 0 or not decreasing:
         raise UserError(f"a grid of times decreases strictly from 1 to 0, for example 1,0.6,0.2,0; not {times}")
     return torch.tensor(times, dtype=torch.float64)
+
+
+def check_share(name: str, value: float, least: float = 0.0) -> None:
+    """`UserError` where a share of the items is none; `least` is 0, or above it for a share that must not be empty."""
+    if not least <= value <= 1:
+        raise UserError(f"{name} is a share of the items and lies in {'(' if least else '['}0, 1], not {value}")

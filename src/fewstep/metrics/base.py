@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.shapes import flat
+from fewstep.shapes import distances, flat
 
 Features = Callable[[Tensor], Tensor]
 """Items `(n, ...)` to vectors `(n, d)`: a function, or an `nn.Module` in evaluation mode."""
@@ -91,15 +91,6 @@ def _blocks(samples: Tensor, reference: Tensor, block: int) -> Iterator[tuple[Te
         x, y = (part.reshape(*part.shape[:2], -1).transpose(0, 1).double() for part in parts)
         refuse_divergence(x)
         yield x.contiguous(), y.contiguous()
-
-
-def distances(x: Tensor, y: Tensor) -> Tensor:
-    """`||x_i - y_j||` `(..., n, k)` of `(..., n, d)`, `(..., k, d)`: by differences for small d, else by a matrix product.
-
-    The product is many times faster, and loses digits far from the origin: centre first.
-    """
-    few = x.shape[-1] <= 25  # where the two take the same time
-    return torch.cdist(x, y, compute_mode=f"{'donot_' if few else ''}use_mm_for_euclid_dist")
 
 
 def distances_within(x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.metrics.base import Metric, conditional, distances, distances_within
+from fewstep.metrics.base import Metric, conditional, distances_within
+from fewstep.shapes import distances
 
 CONSTANT = 1e-10  # of the largest variance: what is below does not vary
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.metrics.base import distances, subset
+from fewstep.metrics.base import subset
+from fewstep.shapes import distances
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 

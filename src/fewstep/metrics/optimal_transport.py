@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.metrics.base import Metric, distances, two_samples
+from fewstep.metrics.base import Metric, two_samples
+from fewstep.shapes import distances
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.metrics.base import Features, Metric, distances, two_samples_in
-from fewstep.shapes import flat
+from fewstep.metrics.base import Features, Metric, two_samples_in
+from fewstep.shapes import distances, flat
 
 
 @dataclass(frozen=True, kw_only=True)

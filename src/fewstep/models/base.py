@@ -123,10 +123,13 @@ class NetworkPosteriorModel(NetworkModel, PosteriorModel):
 
     def observation(self, z: Tensor, t: Tensor, x_tau: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         """What `z_t = (1 - t) w + t eps` and `x_tau` together say of `x_0`: `(y, lam)` of `evidence.combine`."""
-        offset, scale = self.scaling.coefficients(x_tau, tau, self.schedule, self.data_mean, self.data_std)
-        return evidence.combine(z, t, x_tau, self.schedule.alpha(tau), self.schedule.sigma(tau), offset, scale)
+        offset, scale = self.coefficients(x_tau, tau)
+        return evidence.combine(
+            z, t, x_tau, self.schedule.alpha(tau), self.schedule.sigma(tau), offset, scale.flatten()
+        )
 
     def coefficients(self, x_tau: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """`(offset, scale)` of `x_0 = offset + scale w`, with axes behind the batch's; tau is `(batch,)`."""
         offset, scale = self.scaling.coefficients(x_tau, tau, self.schedule, self.data_mean, self.data_std)
         return offset, per_item(scale, x_tau)
 

@@ -68,6 +68,8 @@ class DiffusersDenoiser(PosteriorModel):
     The network is asked at the step `T tau - 1`, between steps too, and at step 0 below it.
     """
 
+    schedule: TabulatedSchedule
+
     def __init__(
         self, network: nn.Module, alphas_cumprod: tuple[float, ...], prediction: str, item_shape: tuple[int, ...]
     ):
@@ -82,7 +84,7 @@ class DiffusersDenoiser(PosteriorModel):
 
     def forward(self, x_tau: Tensor, tau: Tensor | float) -> DiracPosterior:
         tau = self.times(x_tau, tau)
-        steps = len(self.schedule.alphas_cumprod)  # type: ignore[attr-defined]
+        steps = len(self.schedule.alphas_cumprod)
         out = self.network(x_tau, (steps * tau - 1).clamp_min(0), return_dict=False)[0]
         alpha, sigma = per_item(self.schedule.alpha(tau), x_tau), per_item(self.schedule.sigma(tau), x_tau)
         if self.prediction == "epsilon":

@@ -2,17 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fewstep import transition
 from fewstep.draws import Source, normal_like, uniform
 from fewstep.errors import UserError
 from fewstep.flow import AverageVelocity, conditional_velocity, interpolate, mean_flow_target
+from fewstep.models.posterior_flow import PosteriorFlow
+from fewstep.schedule import Schedule
 from fewstep.shapes import flat, per_item
-from fewstep.times import LogitNormal, TimeLaw, TimePairs
+from fewstep.times import LogitNormal, TimeLaw, TimePairs, Uniform
 
 Batch = dict[str, Tensor]
 
@@ -36,14 +39,17 @@ LossFunction = Callable[[Any, Batch, Source], Loss]
 
 
 class Objective(ABC):
-    """A loss for a model; hyper-parameters are the fields of a frozen dataclass.
+    """A loss for a model; hyper-parameters are the fields of a frozen dataclass."""
 
-    `sees_the_batch` says that the loss of an item depends on the other items (of its process), as a batch statistic does;
-    `num_times` is how many `Loss.times` it names for each item, 0 where it names none.
-    """
+    @property
+    def sees_the_batch(self) -> bool:
+        """Whether the loss of an item depends on the other items (of its process), as a batch statistic does."""
+        return False
 
-    sees_the_batch: ClassVar[bool] = False
-    num_times: ClassVar[int] = 0
+    @property
+    def num_times(self) -> int:
+        """How many `Loss.times` it names for each item, 0 where it names none."""
+        return 0
 
     @abstractmethod
     def __call__(self, model: Any, batch: Batch, generator: Source) -> Loss:
@@ -71,10 +77,10 @@ def spread_out(values: Tensor, chosen: Tensor, n: int, share: float) -> Tensor:
     return values.new_zeros(n).index_put((chosen,), values / share)
 
 
-def check_share(name: str, value: float, least: float = 0.0) -> None:
-    """`UserError` where a share of the items is none; `least` is 0, or above it for a share that must not be empty."""
-    if not least <= value <= 1:
-        raise UserError(f"{name} is a share of the items and lies in {'(' if least else '['}0, 1], not {value}")
+def noised(x_0: Tensor, tau_law: TimeLaw, schedule: Schedule, generator: Source) -> tuple[Tensor, Tensor]:
+    """`(x_tau, tau)`: a time `(batch,)` by the law for each item, and `x_tau = alpha x_0 + sigma eps` (eq. 15)."""
+    tau = tau_law.sample(len(x_0), generator, x_0)
+    return transition.sample(x_0, torch.zeros_like(tau), tau, schedule, generator), tau
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -108,8 +114,6 @@ class AverageVelocityObjective(Objective):
       costs one more evaluation.
     """
 
-    num_times: ClassVar[int] = 2
-
     pair_law: TimeLaw = LogitNormal()
     frac_r_below_t: float = 0.5
     atom_t_1: float = 0.0
@@ -120,6 +124,10 @@ class AverageVelocityObjective(Objective):
     def __post_init__(self) -> None:
         check_adaptive_weight(self.adaptive_power, self.adaptive_constant)
         _ = self.time_pairs  # checks the shares
+
+    @property
+    def num_times(self) -> int:
+        return 2
 
     @property
     def time_pairs(self) -> TimePairs:
@@ -151,3 +159,40 @@ class AverageVelocityObjective(Objective):
         weight = adaptive_weight(raw, self.adaptive_power, self.adaptive_constant)
         times = torch.stack([t, t - r], dim=1)
         return Loss(per_sample=weight * raw, raw=raw.detach(), logs={"bucket": t - r}, times=times)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorVelocityObjective(AverageVelocityObjective):
+    """The loss of an average velocity with `(x_tau, tau)` held (eq. 22): what STMD and its distillation share.
+
+    `tau ~ tau_law`, `x_tau = alpha x_0 + sigma eps'`, w the data in the model's scaling.
+    """
+
+    tau_law: TimeLaw = Uniform()
+
+    @property
+    def num_times(self) -> int:
+        return 3
+
+    def regress_posterior(
+        self,
+        model: PosteriorFlow,
+        x_0: Tensor,
+        generator: Source,
+        x_mean: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Loss:
+        """The loss of each item of `x_0` `(batch, ...)`; its times are `(t, t - r, tau)`.
+
+        `x_mean(y, lam)` estimates `E[x_0 | z_t, x_tau]` from the one observation that both are (`evidence.combine`); without
+        it the item itself does.
+        """
+        x_tau, tau = noised(x_0, self.tau_law, model.schedule, generator)
+
+        def w_mean(z: Tensor, t: Tensor) -> Tensor:
+            assert x_mean is not None
+            return model.encode(x_mean(*model.observation(z, t, x_tau, tau)), x_tau, tau)
+
+        w = model.encode(x_0, x_tau, tau)
+        loss = self.regress(model.u, w, (x_tau, tau), generator, None if x_mean is None else w_mean)
+        assert loss.times is not None
+        return replace(loss, times=torch.cat([loss.times, tau[:, None]], dim=1))

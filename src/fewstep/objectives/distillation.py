@@ -1,26 +1,24 @@
 """Optional distillation: a pretrained denoiser of the diffusion teaches the posterior's velocity."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fewstep import transition
 from fewstep.draws import Source
 from fewstep.errors import UserError
 from fewstep.models.base import PosteriorModel
 from fewstep.models.diffusers_denoiser import load_diffusers
 from fewstep.models.posterior_flow import PosteriorFlow
-from fewstep.objectives.base import AverageVelocityObjective, Batch, Loss, LossFunction
+from fewstep.objectives.base import Batch, Loss, LossFunction, PosteriorVelocityObjective
 from fewstep.pretrained import load
 from fewstep.shapes import per_item
-from fewstep.times import TimeLaw, Uniform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distillation(AverageVelocityObjective):
+class Distillation(PosteriorVelocityObjective):
     """STMD's loss with the teacher's `v = (z_t - E[w | z_t, x_tau]) / t` in place of the conditional velocity.
 
     `E[x_0 | z_t, x_tau] = E[x_0 | y]`, `(y, lam)` the one observation that both are (`evidence.combine`), which a denoiser
@@ -32,10 +30,7 @@ class Distillation(AverageVelocityObjective):
     With `frac_r_below_t=0` as the first of two `Stages` it is a warm start from a denoiser.
     """
 
-    num_times: ClassVar[int] = 3
-
     teacher: str = ""
-    tau_law: TimeLaw = Uniform()
 
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         return self.build()(model, batch, generator)
@@ -61,16 +56,7 @@ class _Taught:
 
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         x_0 = batch["x_0"]
-        teacher = self.teacher.to(x_0)
-        tau = self.config.tau_law.sample(x_0.shape[0], generator, x_0)
-        x_tau = transition.sample(x_0, torch.zeros_like(tau), tau, model.schedule, generator)
-
-        def w_mean(z: Tensor, t: Tensor) -> Tensor:
-            return model.encode(taught_mean(teacher, *model.observation(z, t, x_tau, tau)), x_tau, tau)
-
-        loss = self.config.regress(model.u, model.encode(x_0, x_tau, tau), (x_tau, tau), generator, w_mean)
-        assert loss.times is not None
-        return replace(loss, times=torch.cat([loss.times, tau[:, None]], dim=1))
+        return self.config.regress_posterior(model, x_0, generator, partial(taught_mean, self.teacher.to(x_0)))
 
 
 @torch.no_grad()

@@ -1,19 +1,18 @@
 """A strictly proper scoring rule on one-step draws: the energy score at the corner t = 1, r = 0 of the flow clock."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fewstep import evidence, transition
+from fewstep import evidence
 from fewstep.draws import Source, normal_like, uniform
 from fewstep.errors import UserError
 from fewstep.flow import flow_map
 from fewstep.models.posterior_flow import PosteriorFlow
-from fewstep.objectives.base import Batch, Loss, Objective, check_share, chosen_items, spread_out
-from fewstep.shapes import flat
-from fewstep.times import TimeLaw, Uniform
+from fewstep.objectives.base import Batch, Loss, Objective, chosen_items, noised, spread_out
+from fewstep.shapes import flat, per_item
+from fewstep.times import TimeLaw, Uniform, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,6 @@ class EnergyScoreObjective(Objective):
     grows as `d^(p/2)`, where the squared error of a Mean Flow grows as d.
     """
 
-    num_times: ClassVar[int] = 1
-
     tau_law: TimeLaw = Uniform()
     draws: int = 4
     power: float = 1.0
@@ -54,14 +51,17 @@ class EnergyScoreObjective(Objective):
         check_share("share", self.share, least=1e-6)
 
     @property
-    def sees_the_batch(self) -> bool:  # type: ignore[override]
+    def sees_the_batch(self) -> bool:
         return self.peers
+
+    @property
+    def num_times(self) -> int:
+        return 1
 
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         x_0 = batch["x_0"]
         n, m = len(x_0), self.draws
-        tau = self.tau_law.sample(n, generator, x_0)
-        x_tau = transition.sample(x_0, torch.zeros_like(tau), tau, model.schedule, generator)
+        x_tau, tau = noised(x_0, self.tau_law, model.schedule, generator)
         z = normal_like(x_0, generator, (m,))
         q = uniform((n,), generator, like=x_0)
         q = q.where(uniform((n,), generator, like=x_0) < self.detour, torch.zeros_like(q))
@@ -89,7 +89,8 @@ class EnergyScoreObjective(Objective):
         squares = (draws - w).square().sum(-1)  # (m, k)
         error = squares.mean(0)
         if self.peers:
-            share = evidence.shares(*model.observation(z[0], torch.ones_like(tau), x_tau, tau), x_0)
+            alpha, sigma = model.schedule.alpha(tau), model.schedule.sigma(tau)
+            share = evidence.shares(x_tau / per_item(alpha, x_tau), (alpha / sigma) ** 2, x_0)
             offset, scale = model.coefficients(x_tau, tau)
             items = (flat(x_0) - flat(offset)[:, None]) / scale.reshape(-1, 1, 1)  # (k, B, d)
             to_items = torch.cdist(draws.transpose(0, 1), items).square()  # (k, m, B)

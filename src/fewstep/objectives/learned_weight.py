@@ -30,11 +30,11 @@ class LearnedWeight(Objective):
             raise UserError(f"{type(self.objective).__name__} names no times that a weight could look at")
 
     @property
-    def sees_the_batch(self) -> bool:  # type: ignore[override]
+    def sees_the_batch(self) -> bool:
         return self.objective.sees_the_batch
 
     @property
-    def num_times(self) -> int:  # type: ignore[override]
+    def num_times(self) -> int:
         return self.objective.num_times
 
     def __call__(self, model: Any, batch: Batch, generator: Source) -> Loss:

@@ -1,18 +1,16 @@
 """One step of the flow map ought to be two: the semigroup law of `z_t -> z_q -> z_r` as a loss."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fewstep import transition
 from fewstep.draws import Source, normal_like, uniform
 from fewstep.flow import AverageVelocity, interpolate
 from fewstep.models.posterior_flow import PosteriorFlow
-from fewstep.objectives.base import Batch, Loss, Objective, check_share, chosen_items, spread_out, squared_error
+from fewstep.objectives.base import Batch, Loss, Objective, chosen_items, noised, spread_out, squared_error
 from fewstep.shapes import per_item
-from fewstep.times import TimeLaw, TimePairs, Uniform
+from fewstep.times import TimeLaw, TimePairs, Uniform, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +24,6 @@ class Semigroup(Objective):
     Frans et al. 2024 (arXiv 2410.12557), with any q in place of the middle.
     """
 
-    num_times: ClassVar[int] = 3
-
     tau_law: TimeLaw = Uniform()
     pair_law: TimeLaw = Uniform(low=0.0)
     corner: float = 0.25
@@ -37,11 +33,14 @@ class Semigroup(Objective):
         check_share("corner", self.corner)
         check_share("share", self.share, least=1e-6)
 
+    @property
+    def num_times(self) -> int:
+        return 3
+
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         x_0 = batch["x_0"]
         n = len(x_0)
-        tau = self.tau_law.sample(n, generator, x_0)
-        x_tau = transition.sample(x_0, torch.zeros_like(tau), tau, model.schedule, generator)
+        x_tau, tau = noised(x_0, self.tau_law, model.schedule, generator)
         eps = normal_like(x_0, generator)
         r, t = TimePairs(first=self.pair_law, second=self.pair_law, frac_r_below_t=1.0).sample(n, generator, x_0)
         at_corner = uniform((n,), generator, like=x_0) < self.corner

@@ -31,11 +31,11 @@ class Stages(Objective):
             )
 
     @property
-    def sees_the_batch(self) -> bool:  # type: ignore[override]
+    def sees_the_batch(self) -> bool:
         return self.first.sees_the_batch or self.second.sees_the_batch
 
     @property
-    def num_times(self) -> int:  # type: ignore[override]
+    def num_times(self) -> int:
         first, second = self.first.num_times, self.second.num_times
         return first if first == second else 0
 

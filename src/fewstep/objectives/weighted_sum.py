@@ -34,11 +34,11 @@ class WeightedSum(Objective):
             )
 
     @property
-    def sees_the_batch(self) -> bool:  # type: ignore[override]
+    def sees_the_batch(self) -> bool:
         return any(term.sees_the_batch for term in self.terms)
 
     @property
-    def num_times(self) -> int:  # type: ignore[override]
+    def num_times(self) -> int:
         return self.terms[0].num_times
 
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
