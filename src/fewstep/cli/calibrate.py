@@ -12,7 +12,6 @@ small networks; for large ones take a GPU, or fewer pairs, and --draws 31 or 15.
 """
 
 import json
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ import tyro
 
 from fewstep.calibration import CalibrationPlan, calibrate
 from fewstep.calibration_report import document, tables, verdicts
-from fewstep.cli._parsing import allow_code_here, parse
+from fewstep.cli._parsing import parse
+from fewstep.cli._run import open_run
 from fewstep.cli._tables import print_tables, terminal
 from fewstep.files import write_file
 
@@ -48,20 +48,8 @@ def run(arguments: list[str]) -> int:
     """Test, write JSON and page, print tables and verdicts."""
     flags = parse(Flags, arguments, "calibrate", __doc__)
 
-    from fewstep.pretrained import load, newest_checkpoint
-    from fewstep.training.checkpoint import stored_recipe, training_cost
-
-    allow_code_here(flags.trust_code)
-    model = load(flags.run, device=flags.device, trust_code=flags.trust_code)
-    recipe = stored_recipe(flags.run, flags.trust_code)
-    checkpoint = newest_checkpoint(flags.run) or flags.run
-    result = {
-        "recipe": recipe.name,
-        "command": shlex.join(["fewstep", "calibrate", *arguments]),
-        "checkpoint": checkpoint.name,
-        "training": training_cost(checkpoint),
-    }
-    result |= calibrate(model, recipe.dataset, flags.plan, flags.data, quiet=False)
+    run = open_run(flags.run, flags.device, flags.trust_code, "calibrate", arguments)
+    result = run.about | calibrate(run.model, run.recipe.dataset, flags.plan, flags.data, quiet=False)
     result["verdicts"] = verdicts(result)
     out = flags.out or flags.run
     write_file(out / "calibration.json", json.dumps(result, indent=1))

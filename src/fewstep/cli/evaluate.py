@@ -12,7 +12,6 @@ with the model.
 """
 
 import json
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from fewstep.cli._parsing import allow_code_here, parse
+from fewstep.cli._parsing import parse
+from fewstep.cli._run import Run, open_run
 from fewstep.cli._sampler import named_sampler
 from fewstep.cli._tables import print_tables, terminal
 from fewstep.errors import UserError
@@ -58,25 +58,13 @@ def run(arguments: list[str]) -> int:
     """Evaluate, write the JSON, print the tables."""
     flags = parse(Flags, arguments, "evaluate", __doc__)
 
-    from fewstep.pretrained import load, newest_checkpoint
-    from fewstep.training.checkpoint import stored_recipe, training_cost
-
-    allow_code_here(flags.trust_code)
-    model = load(flags.run, device=flags.device, trust_code=flags.trust_code)
-    recipe = stored_recipe(flags.run, flags.trust_code)
-    checkpoint = newest_checkpoint(flags.run) or flags.run
-    sampler = named_sampler(flags.sampler) if flags.sampler is not None else model.sampler
-    about = {
-        "recipe": recipe.name,
-        "command": shlex.join(["fewstep", "evaluate", *arguments]),
-        "checkpoint": checkpoint.name,
-        "training": training_cost(checkpoint),
-    }
+    run = open_run(flags.run, flags.device, flags.trust_code, "evaluate", arguments)
+    sampler = named_sampler(flags.sampler) if flags.sampler is not None else run.model.sampler
     if flags.grid:
-        return _tune(flags, model, sampler, recipe.dataset, about, checkpoint)
+        return _tune(flags, run, sampler)
     if flags.save_default or flags.nfe is not None:
         raise UserError("--save-default and --nfe belong to the search for a sampler: add --grid")
-    result = about | evaluate(model, recipe.dataset, flags.plan, flags.data, quiet=False, sampler=sampler)
+    result = run.about | evaluate(run.model, run.recipe.dataset, flags.plan, flags.data, quiet=False, sampler=sampler)
     out = flags.out or flags.run / "evaluation.json"
     write_file(out, json.dumps(result, indent=1))
     console = terminal()
@@ -88,7 +76,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _tune(flags: Flags, model: Any, sampler: Any, dataset: Any, about: dict[str, Any], checkpoint: Path) -> int:
+def _tune(flags: Flags, run: Run, sampler: Any) -> int:
     """Look for the best sampler, write the search, store the winner if asked to."""
     from fewstep.pretrained import save_default_sampler
 
@@ -96,13 +84,13 @@ def _tune(flags: Flags, model: Any, sampler: Any, dataset: Any, about: dict[str,
         raise UserError("--grid takes of the plan --n and --batch-size only: leave the other flags out")
     nfe = TuningPlan.nfe if flags.nfe is None else flags.nfe
     plan = TuningPlan(nfe=nfe, n=flags.plan.n, batch_size=flags.plan.batch_size)
-    best, search = tune(model, dataset, plan, flags.data, quiet=False, sampler=sampler)
-    result = about | search
+    best, search = tune(run.model, run.recipe.dataset, plan, flags.data, quiet=False, sampler=sampler)
+    result = run.about | search
     out = flags.out or flags.run / "tuning.json"
     write_file(out, json.dumps(result, indent=1))
     print_tables([table_of(result)], terminal())
     if flags.save_default:
-        save_default_sampler(checkpoint, best)
-        sys.stdout.write(f"stored as the default sampler of {checkpoint}\n")
+        save_default_sampler(run.checkpoint, best)
+        sys.stdout.write(f"stored as the default sampler of {run.checkpoint}\n")
     sys.stdout.write(f"written to {out}\n")
     return 0

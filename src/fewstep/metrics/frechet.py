@@ -29,8 +29,14 @@ class FrechetDistance(Metric):
                 f"a Frechet distance in {x.shape[1]} features needs more than {x.shape[1]} items of each, "
                 f"not {len(x)} and {len(y)}"
             )
-        values, vectors = torch.linalg.eigh(torch.atleast_2d(x.T.cov()))
-        root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-        cross = torch.linalg.eigvalsh(root @ torch.atleast_2d(y.T.cov()) @ root).clamp_min(0).sqrt().sum()
-        trace = x.var(dim=0).sum() + y.var(dim=0).sum() - 2 * cross
-        return {self.name: ((x.mean(0) - y.mean(0)).square().sum() + trace).item()}
+        covariances = (torch.atleast_2d(z.T.cov()) for z in (x, y))
+        return {self.name: between_gaussians(x.mean(0), y.mean(0), *covariances)}
+
+
+def between_gaussians(mean_1: Tensor, mean_2: Tensor, covariance_1: Tensor, covariance_2: Tensor) -> float:
+    """`||m_1 - m_2||^2 + Tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)`: W2^2 of two Gaussians, means `(d,)`."""
+    values, vectors = torch.linalg.eigh(covariance_1)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ covariance_2 @ root).clamp_min(0).sqrt().sum()
+    trace = covariance_1.trace() + covariance_2.trace() - 2 * cross
+    return ((mean_1 - mean_2).square().sum() + trace).item()

@@ -27,10 +27,9 @@ def posterior_law(
 ) -> tuple[GaussianMixture, Tensor]:
     """The law of w given `x_tau` `(batch, d)`, one mixture per item, and the scale `()` of w in `x_0`; tau is one time `()`."""
     law = mixture.posterior(x_tau, tau, model.schedule)
-    offset, scale = model.scaling.coefficients(
-        x_tau, tau.expand(x_tau.shape[0]), model.schedule, model.data_mean, model.data_std
-    )
-    return _rescaled(law, offset[:, None, :], scale[0]), scale[0]
+    offset, scales = model.coefficients(x_tau, tau.expand(x_tau.shape[0]))
+    scale = scales.flatten()[0]
+    return _rescaled(law, offset[:, None, :], scale), scale
 
 
 def data_law(model: MeanFlow, mixture: GaussianMixture) -> tuple[GaussianMixture, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep import transition
 from fewstep.errors import UserError
+from fewstep.metrics.frechet import between_gaussians
 from fewstep.metrics.optimal_transport import Wasserstein
 from fewstep.mixture import GaussianMixture
 from fewstep.models.base import PosteriorModel
@@ -76,10 +77,7 @@ def gaussian_distance(mean: Tensor, covariance: Tensor, mean_2: Tensor, covarian
     """`||m - m'||^2 + Tr(C + C' - 2 (C^1/2 C' C^1/2)^1/2)`: W2^2 of two Gaussians, and of any two laws with these moments
     at most their W2^2 (Gelbrich 1990): the certificate's other side.
     """  # fmt: skip
-    root = _root(covariance)
-    cross = _root(root @ covariance_2 @ root)
-    spread = (covariance.trace() + covariance_2.trace() - 2 * cross.trace()).item()
-    return (mean - mean_2).square().sum().item() + max(spread, 0.0)
+    return max(between_gaussians(mean, mean_2, covariance, covariance_2), 0.0)
 
 
 def _debiased(x: Tensor, y: Tensor) -> Distance:
@@ -96,8 +94,3 @@ def _squared(x: Tensor, y: Tensor) -> float:
     if x.shape[1] == 1:
         return (x.sort(0).values - y.sort(0).values).square().mean().item()
     return Wasserstein()(x, y)["w2"] ** 2
-
-
-def _root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT

@@ -136,8 +136,7 @@ def _conditional(
 
 def _encoded(model: PosteriorFlow, x_0: Tensor, x_tau: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     """w, and the scale of w in `x_0`, one number."""
-    offset, scale = model.scaling.coefficients(x_tau, tau, model.schedule, model.data_mean, model.data_std)
-    return (x_0 - offset) / per_item(scale, x_0), scale[0]
+    return model.encode(x_0, x_tau, tau), model.coefficients(x_tau, tau)[1].flatten()[0]
 
 
 def _residual(model: MeanFlow | PosteriorFlow, z: Tensor, t: Tensor, v: Tensor, *held: Tensor) -> Tensor:
