@@ -13,11 +13,12 @@ from fewstep import MixturePosterior, VPSchedule
 from fewstep.calibration import EXACT, NARROWED, PRIOR, CalibrationPlan, Prior, calibrate
 from fewstep.calibration_report import document, figures, tables, verdicts
 from fewstep.datasets import T2, Arrays, Digits
+from fewstep.datasets.base import Dataset, TensorExamples
 from fewstep.errors import UserError
 from fewstep.models import ConsistencyMapConfig, DenoiserConfig, MeanFlowConfig, PosteriorFlowConfig
 from fewstep.models.base import PosteriorModel
 from fewstep.networks import MLPConfig
-from fewstep.posterior import Posterior
+from fewstep.posterior import ParticlePosterior, Posterior
 from fewstep.verdict import holm, judge, numbers, words
 from problems import generator, seeded
 
@@ -180,6 +181,64 @@ def test_images_have_no_exact_posterior_and_constant_pixels_no_ranks():
     assert len(tables(result)) == 3
     assert family(result, NARROWED)["rows"][0]["words"] != ["calibrated"]
     assert family(result, PRIOR)["rows"][0]["explained"] < 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(Dataset):
+    """Images of one pixel on five grey levels, the lowest the most frequent; `told` says whether the data are known to be."""
+
+    told: bool
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        return (1, 1, 1)
+
+    def train(self, root: Path | None = None) -> TensorExamples:
+        index = (torch.rand(4000, 1, 1, 1, generator=generator(0)).square() * 5).long()
+        return TensorExamples(name="l", item_shape=(1, 1, 1), x_0=index / 2 - 1, levels=5 if self.told else None)
+
+    test = train
+
+
+class Jittered(PosteriorModel):
+    """The exact posterior of a set of items, each draw moved by up to `jitter`."""
+
+    def __init__(self, items: Tensor, jitter: float):
+        super().__init__(VPSchedule(), tuple(items.shape[1:]))
+        self.register_buffer("items", items)
+        self.jitter = jitter
+
+    def forward(self, x_tau: Tensor, tau: Tensor | float) -> Posterior:
+        at = torch.as_tensor(tau, dtype=torch.float64)
+        alpha, sigma = self.schedule.alpha(at), self.schedule.sigma(at)
+        distances = (x_tau.flatten(1)[:, None] - alpha * self.items.flatten(1)).square().sum(-1)
+        return Moved(ParticlePosterior(self.items, -distances / (2 * sigma**2)), self.jitter)
+
+
+@dataclass(frozen=True)
+class Moved(Posterior):
+    q: Posterior
+    jitter: float
+
+    def sample(self, shape=(), *, generator=None, **options) -> Tensor:
+        x = self.q.sample(shape, generator=generator)
+        return x + self.jitter * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) - 1)
+
+    def mean(self, draws=1, generator=None) -> Tensor:
+        return self.q.mean()
+
+
+@pytest.mark.parametrize(
+    ("told", "jitter", "accepted"),
+    [(True, 0.0, True), (True, 0.24, True), (False, 0.24, False), (True, 0.75, False)],
+    ids=["exact", "less than half a level", "levels unknown", "more than a level"],
+)
+def test_images_are_ranked_as_they_would_be_stored(told, jitter, accepted):
+    """Noise that rounding to the grey levels takes away is no fault; where the levels are not known, and beyond them, it is."""
+    data = Levels(told=told)
+    result = calibrate(Jittered(data.train().x_0, jitter), data, replace(PLAN, taus=(0.1,), pairs=1000, draws=31))
+    assert family(result)["calibrated"] == accepted
+    assert result["grey_step"] == (0.5 if told else None)
 
 
 def test_what_has_no_posterior_is_refused():

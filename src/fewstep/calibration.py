@@ -2,7 +2,9 @@
 
 `x_0` and draws from the true `q(x_0 | x_tau)` are exchangeable. By tau and number M of flow steps:
 - *ranks* of `x_0` among the draws, component by component, and of its distance to a reference that depends on `x_tau`
-  (TARP): uniform for calibrated draws. Draws that ignore `x_tau` pass the first and fail the second;
+  (TARP): uniform for calibrated draws. Draws that ignore `x_tau` pass the first and fail the second. Of images on grey
+  levels the draws are rounded to these first, as any image is that is stored: else a background that is drawn as
+  -1 +- .01 where the data are -1 would be told from them;
 - *scores*: coverage of central intervals, spread over skill, CRPS, energy and variogram score;
 - *composition*: the draws of `x_tau -> x_s -> x_0`, `s = tau / 2`, beside those of `x_tau -> x_0`;
 - *controls* that go the same way: where the data is a mixture its exact posterior (positive), and, so that a reader sees
@@ -104,7 +106,7 @@ def calibrate(
     families: dict[str, list[dict[str, Any]]] = {}
     with Meter("calibration", len(plan.taus) * len(counts), unit="case", quiet=quiet) as meter:
         for done, tau in enumerate(plan.taus):
-            trial, truth = _Trial.at(tau, x_0, pool, varying, model.schedule, plan), None
+            trial, truth = _Trial.at(tau, x_0, pool, varying, test.step, model.schedule, plan), None
             if exact is not None:
                 row, truth = _measure(exact, trial, 1, _TRUTH, keep=True)
                 families.setdefault(EXACT, []).append(row)
@@ -123,6 +125,7 @@ def calibrate(
         **{name: getattr(plan, name) for name in ("draws", "bins", "level", "seed")},
         "components": components,
         "components_left_out": len(varying) - components,
+        "grey_step": test.step,
         "levels": list(LEVELS),
         "families": [
             {"name": name, "control": not name.startswith("M = "), "positive": name == EXACT}
@@ -147,7 +150,10 @@ class Prior(PosteriorModel):
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """The pairs at one tau with a reference for each; `varying`: components that have ranks; `linear`: R^2 of x_tau."""
+    """The pairs at one tau with a reference for each.
+
+    `varying`: components that have ranks; `step`: that of the grey levels; `linear`: R^2 of x_tau.
+    """
 
     x_0: Tensor
     x_tau: Tensor
@@ -155,11 +161,19 @@ class _Trial:
     tau: float
     linear: float
     varying: Tensor
+    step: float | None
     plan: CalibrationPlan
 
     @classmethod
     def at(
-        cls, tau: float, x_0: Tensor, pool: Tensor, varying: Tensor, schedule: Schedule, plan: CalibrationPlan
+        cls,
+        tau: float,
+        x_0: Tensor,
+        pool: Tensor,
+        varying: Tensor,
+        step: float | None,
+        schedule: Schedule,
+        plan: CalibrationPlan,
     ) -> "_Trial":
         """References are draws from the posterior that Gaussian data of these moments would have: functions of x_tau."""
         at, generators = torch.tensor(tau, dtype=torch.float64), _generators(plan, _STATES, 0, len(x_0))
@@ -168,7 +182,20 @@ class _Trial:
         std = (pool - mean).square().mean().sqrt()
         offset, scale = GaussianScaling().coefficients(x_tau, at, schedule, mean, std)
         references, linear = offset + scale * normal_like(x_0, generators), float(1 - (scale / std) ** 2)
-        return cls(x_0=x_0, x_tau=x_tau, references=references, tau=tau, linear=linear, varying=varying, plan=plan)
+        return cls(
+            x_0=x_0,
+            x_tau=x_tau,
+            references=references,
+            tau=tau,
+            linear=linear,
+            varying=varying,
+            step=step,
+            plan=plan,
+        )
+
+    def stored(self, x: Tensor) -> Tensor:
+        """Images as they would be stored: rounded to the grey levels, in [-1, 1]; anything else as it is."""
+        return x if self.step is None else ((x.clamp(-1, 1) + 1) / self.step).round() * self.step - 1
 
 
 def _generators(plan: CalibrationPlan, stream: int, first: int, last: int) -> list[torch.Generator]:
@@ -215,10 +242,10 @@ def _measure(
             group["distance"] = ConditionalEnergyDistance()(draws[:half], composed[half:])[
                 "conditional_energy_distance"
             ]
-            found["composed"].append(tarp_ranks(composed, x_0, references, ties))
+            found["composed"].append(tarp_ranks(trial.stored(composed), trial.stored(x_0), references, ties))
         groups.append(group)
-        found["ranks"].append(ranks(draws, x_0, ties)[:, trial.varying])
-        found["tarp"].append(tarp_ranks(draws, x_0, references, ties))
+        found["ranks"].append(ranks(trial.stored(draws), trial.stored(x_0), ties)[:, trial.varying])
+        found["tarp"].append(tarp_ranks(trial.stored(draws), trial.stored(x_0), references, ties))
         found["centres"].append(flat(centre))
         found["draws"] += [draws] if keep else []
     ranked = {name: torch.cat(parts) for name, parts in found.items() if parts and name != "draws"}

@@ -28,6 +28,11 @@ class Examples(ABC):
     def size(self) -> int | None:
         """The number of examples; None for an endless stream."""
 
+    @property
+    def step(self) -> float | None:
+        """The distance of neighbouring grey levels, of images on levels `-1, -1 + step, .., 1`; None where values are any."""
+        return None
+
     @abstractmethod
     def batch(self, n: int, generator: Source) -> dict[str, Tensor]:
         """`n` examples drawn with replacement: `x_0` `(n, *item_shape)` and, where there are any, `labels` `(n,)`.
@@ -71,7 +76,8 @@ class TensorExamples(Examples):
     """Examples in memory.
 
     `x_0` `(n, *item_shape)` is floating, images in [-1, 1], or uint8, read as `x / 127.5 - 1`; `labels` `(n,)` are
-    integers in `0 .. num_classes - 1`; `name` is what messages call the data. Raises `UserError` where there is no
+    integers in `0 .. num_classes - 1`; `name` is what messages call the data; `levels` is the number of grey levels of
+    floating images that have few. Raises `UserError` where there is no
     item, an item is not of `item_shape`, holds NaN or infinity or leaves the range, or where the labels do not fit.
     """
 
@@ -80,6 +86,7 @@ class TensorExamples(Examples):
     x_0: Tensor
     labels: Tensor | None = None
     num_classes: int = 0
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         _check_shape(self.name, tuple(self.x_0.shape), self.item_shape)
@@ -94,6 +101,11 @@ class TensorExamples(Examples):
     @property
     def size(self) -> int:
         return len(self.x_0)
+
+    @property
+    def step(self) -> float | None:
+        levels = 256 if self.x_0.dtype == torch.uint8 else self.levels
+        return None if levels is None else 2 / (levels - 1)
 
     def batch(self, n: int, generator: Source) -> dict[str, Tensor]:
         return self._at(integers(self.size, (n,), generator))
@@ -115,6 +127,7 @@ class TensorExamples(Examples):
             x_0=self.x_0[index],
             labels=None if self.labels is None else self.labels[index],
             num_classes=self.num_classes,
+            levels=self.levels,
         )
 
     def _at(self, index: Tensor) -> dict[str, Tensor]:

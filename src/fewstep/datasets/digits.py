@@ -41,5 +41,6 @@ class Digits(Dataset):
             x_0=x_0,
             labels=torch.from_numpy(labels),
             num_classes=self.num_classes,
+            levels=17,
         )
         return examples.split(num_test=500)
