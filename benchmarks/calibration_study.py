@@ -74,14 +74,15 @@ def matched(recipes: list[Recipe], out: Path) -> list[Recipe]:
     return [replace(r, steps=max(1, round(recipes[0].steps * first / costs[r.name]))) for r in recipes]
 
 
-def measure(run: Path, recipe: Recipe, pairs: int | None, seeds: int) -> dict:
+def measure(run: Path, recipe: Recipe, flags: argparse.Namespace) -> dict:
     """What is asked of a trained run."""
     model = fewstep.load(run)
-    rule = yardstick(recipe.dataset)
+    rule = yardstick(recipe.dataset, flags.n)
     cells: dict[str, list] = {}
     for m in (1, 4):
-        for n in STEPS if m == 1 else STEPS[:4]:
-            found = [rule.sample(model, Ancestral(steps=n, flow_steps=m), seed, 6000) for seed in range(seeds)]
+        for n in [n for n in STEPS if n <= (flags.most_steps if m == 1 else 8)]:
+            seeds = range(flags.sampling_seeds)
+            found = [rule.sample(model, Ancestral(steps=n, flow_steps=m), seed, 6000) for seed in seeds]
             for name in ("energy_distance", "frechet"):
                 if name in found[0]:
                     cells.setdefault(f"{name} M = {m}", []).append(
@@ -92,20 +93,21 @@ def measure(run: Path, recipe: Recipe, pairs: int | None, seeds: int) -> dict:
     floors = {
         name: statistics.fmean(f[name] for f in floor) for name in ("energy_distance", "frechet") if name in floor[0]
     }
-    calibration = calibrate(model, recipe.dataset, CalibrationPlan(pairs=pairs))
+    plan = CalibrationPlan(pairs=flags.pairs, draws=flags.draws, flow_steps=tuple(flags.flow_steps))
+    calibration = calibrate(model, recipe.dataset, plan)
     return {"cells": cells, "rises": rises(rows), "floor": floors, "calibration": calibration}
 
 
-def run_one(recipe: Recipe, seed: int, out: Path, pairs: int | None, seeds: int) -> None:
+def run_one(recipe: Recipe, seed: int, flags: argparse.Namespace) -> None:
     """Train and measure, unless it is done."""
-    folder = out / f"{recipe.name}-{seed}"
+    folder = flags.out / f"{recipe.name}-{seed}"
     result = folder / "study.json"
     if result.exists():
         return
     recipe, start = replace(recipe, seed=seed), time.process_time()
     outcome = train(recipe, TrainingOptions(out=folder, resume=True))
     spent, started = time.process_time() - start, time.monotonic()
-    found = measure(folder, recipe, pairs, seeds)
+    found = measure(folder, recipe, flags)
     cost = {"steps": recipe.steps, "seconds": outcome.seconds, "processor_seconds": spent}
     result.write_text(json.dumps(found | {"recipe": recipe.name, "seed": seed, "training": cost}, indent=1))
     print(
@@ -124,7 +126,7 @@ def tables(names: list[str], out: Path) -> str:
         lines.append(f"\n### {name}, {len(found)} seeds, {found[0]['training']['steps']} steps\n")
         seconds = statistics.fmean(f["training"]["processor_seconds"] for f in found)
         lines.append(f"{seconds:.0f} s of one core a run; floor {found[0]['floor']}\n")
-        for m in (1, 4):
+        for m in [m for m in (1, 4) if any(x["name"] == f"M = {m}" for x in found[0]["calibration"]["families"])]:
             families = [next(x for x in f["calibration"]["families"] if x["name"] == f"M = {m}") for f in found]
             taus = [row["tau"] for row in families[0]["rows"]]
             lines += [f"| M = {m}, tau | " + " | ".join(f"{t:g}" for t in taus) + " |", "|---" * (len(taus) + 1) + "|"]
@@ -155,6 +157,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="steps of the first method")
     parser.add_argument("--pairs", type=int, help="held-out pairs for each tau")
+    parser.add_argument("--draws", type=int, default=63, help="draws for each pair")
+    parser.add_argument("--flow-steps", nargs="+", type=int, default=[1, 4], help="M whose draws are tested")
+    parser.add_argument("--n", type=int, help="samples for each distance")
+    parser.add_argument("--most-steps", type=int, default=64, help="largest N")
     parser.add_argument("--sampling-seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--tables", action="store_true")
@@ -165,7 +171,7 @@ def main() -> None:
         recipes[0] = replace(recipes[0], steps=flags.steps or recipes[0].steps)
         for recipe in matched(recipes, flags.out):
             for seed in flags.seeds:
-                run_one(recipe, seed, flags.out, flags.pairs, flags.sampling_seeds)
+                run_one(recipe, seed, flags)
     print(tables([recipe.name for recipe in recipes], flags.out))
 
 

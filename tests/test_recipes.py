@@ -25,7 +25,14 @@ from fewstep.scaling import EpsilonScaling, GaussianScaling, IdentityScaling
 from problems import generator, normals, seeded
 
 RECIPES = all_recipes()
-DATA = {"ring": Ring(), "t2": T2(), "correlated": Correlated(), "digits": Digits(), "mnist": MNIST()}
+DATA = {
+    "ring": Ring(),
+    "t2": T2(),
+    "correlated": Correlated(),
+    "digits": Digits(),
+    "mnist": MNIST(),
+    "mnist-small": MNIST(),
+}
 METHODS = {
     "stmd": (PosteriorFlow, WeightedSum, Ancestral),
     "stmd-paper": (PosteriorFlow, STMD, Ancestral),
@@ -63,7 +70,8 @@ def test_an_unknown_name_lists_those_there_are():
 
 def method_of(name):
     """The data set and the method in a name."""
-    data, _, method = name.partition("-")
+    data = max((data for data in DATA if name.startswith(f"{data}-")), key=len)
+    method = name.removeprefix(f"{data}-")
     assert method in METHODS
     return data, method
 

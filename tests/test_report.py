@@ -21,7 +21,7 @@ from fewstep.objectives import Denoising
 from fewstep.pretrained import load
 from fewstep.recipe import Recipe
 from fewstep.recipes import find_recipe
-from fewstep.report import write_report
+from fewstep.report import _neighbours, write_report
 from fewstep.samplers import Ancestral
 from fewstep.training import TrainingOptions, train
 
@@ -89,9 +89,21 @@ def test_a_page_of_images(digits_run):
     page = write_report(digits_run, steps=(1,), n=4).read_text()
     assert foreign_references(page) == []
     found = images(page)
-    assert len(found) == 3  # one number of steps, data, curves
+    assert len(found) == 4  # one number of steps, data, nearest training items, curves
     assert "The randomness is kept" not in page
     assert all(min(image.size) > 20 for image in found)
+
+
+def test_below_each_sample_stands_its_nearest_training_item():
+    """Noisy copies of known items, in whole rows: the item itself is below, pixel by pixel."""
+    train = Digits().train().x_0[:50]
+    samples = train[:37] + 0.02
+    picture = np.asarray(Image.open(io.BytesIO(_neighbours(samples, train, columns=16, rows=3))))
+    expected = torch.cat([samples[:16], train[:16], samples[16:32], train[16:32]])  # 37 items are two whole rows
+    assert np.array_equal(picture, pictures.grid(expected, columns=16, least=560))
+    assert _neighbours(samples[:3], train) == pictures.png_bytes(
+        pictures.grid(torch.cat([samples[:3], train[:3]]), columns=3, least=560)
+    )
 
 
 def test_a_page_of_draws_of_images(tmp_path):
@@ -99,7 +111,7 @@ def test_a_page_of_draws_of_images(tmp_path):
     recipe = find_recipe("digits-stmd")
     recipe = replace(recipe, model=replace(recipe.model, network=NETWORK), steps=2, batch_size=8)
     page = write_report(trained(tmp_path / "run", recipe), steps=(1,), n=4).read_text()
-    assert len(images(page)) == 5  # one number of steps, the default sampler, data, the trajectory, curves
+    assert len(images(page)) == 6  # one number of steps, the default sampler, data, neighbours, the trajectory, curves
     assert "The randomness is kept" in page
 
 

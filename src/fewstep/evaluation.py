@@ -23,6 +23,7 @@ from fewstep.errors import UserError
 from fewstep.features import classifier_of
 from fewstep.metrics import (
     PRDC,
+    Copying,
     EnergyDistance,
     EnergyScore,
     FrechetDistance,
@@ -50,7 +51,7 @@ NAMES = {
     "fid": "Frechet inception distance",
 }
 MORE_NAMES = {"kid": "kernel distance", "precision": "precision", "recall": "recall", "density": "density",
-              "coverage": "coverage", "vendi_ratio": "Vendi ratio"}  # fmt: skip
+              "coverage": "coverage", "vendi_ratio": "Vendi ratio", "copying": "copying (.5 is new)"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,11 @@ class Yardstick:
         """The same distances of as many training items: what a perfect sampler would get."""
         return self.measure(self.train.up_to(self.n, seed=seed + 1)["x_0"])
 
+    @cached_property
+    def copying(self) -> Copying | None:
+        """Whether samples repeat the training items; None where these are an endless stream. Real ones do: no floor."""
+        return None if self.train.size is None else Copying(train=self.train.take(self.train.size)["x_0"])
+
     def sample(self, model: Model, sampler: Sampler, seed: int, batch_size: int, quiet: bool = True) -> dict[str, Any]:
         """One row: n samples by this sampler, what they cost, and how far they are."""
         start, title = time.monotonic(), f"samples, {_counts(sampler)}"
@@ -136,7 +142,8 @@ class Yardstick:
             x_0 = sample(model, self.n, sampler=sampler, seed=seed, batch_size=batch_size, progress=meter.update).cpu()
         seconds = time.monotonic() - start
         cost = {"nfe": counter.items / self.n, "seconds": seconds, "peak_memory": peak_memory()}
-        return step_counts(sampler) | cost | self.measure(x_0)
+        copying = self.copying(x_0, self.reference) if self.copying else {}
+        return step_counts(sampler) | cost | self.measure(x_0) | copying
 
 
 def yardstick(
@@ -263,12 +270,13 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
         rows.append([*counts, *distances, f"{row['seconds']:.1f}"])
     title = f"{result['recipe']}: {result['n']} samples against {result['reference']['n']} held-out items"
     found = [(title, ["N", "M", "NFE", *present.values(), "seconds"], rows)]
-    more = {key: name for key, name in MORE_NAMES.items() if key in result["floor"]}
+    more = {key: name for key, name in MORE_NAMES.items() if all(key in row for row in result["samples"])}
     if more:
-        rows = [["real vs real", "", *(f"{result['floor'][key]:.3g}" for key in more)]]
+        floor = [f"{result['floor'][key]:.3g}" if key in result["floor"] else "" for key in more]
+        rows = [["real vs real", "", *floor]]
         for row in result["samples"]:
             rows.append([str(row["steps"]), str(row["flow_steps"]), *(f"{row[key]:.3g}" for key in more)])
-        found.append(("fidelity and variety in the same features", ["N", "M", *more.values()], rows))
+        found.append(("fidelity, variety and novelty", ["N", "M", *more.values()], rows))
     posterior = [
         [str(row["flow_steps"]), *(f"{row[key]:.4g}" for key in ("tau", "spread_skill", "energy_score", "mean_rmse"))]
         for row in result["posterior"]

@@ -12,6 +12,7 @@ from fewstep import page, pictures
 from fewstep.draws import item_generators, normal
 from fewstep.evaluation import tables, uses_flow
 from fewstep.files import write_file
+from fewstep.metrics.copying import nearest
 from fewstep.models.base import PosteriorModel
 from fewstep.pretrained import load, newest_checkpoint, sample, sampler_of
 from fewstep.samplers.ancestral import Ancestral
@@ -47,6 +48,10 @@ def write_report(
         parts.append(page.figure(_show(x_0), caption))
     real = recipe.dataset.test(data).up_to(n)["x_0"]
     parts.append(page.figure(_show(real), "held-out data"))
+    train = recipe.dataset.train(data)
+    if real.ndim == 4 and train.size is not None:
+        caption = "Samples, and below each the nearest of all training items: a copy would be the same picture"
+        parts.append(page.figure(_neighbours(x_0, train.take(train.size)["x_0"]), caption))
     if uses_flow(model):  # a point mass has no draws to show
         parts.append(_randomness(model, real, flow_steps, seed))
     parts += [
@@ -105,6 +110,14 @@ def _show(x_0: Tensor) -> bytes:
         axes[0].scatter(points[:, 0], points[:, 1], s=4)
         axes[0].set(aspect="equal")
     return page.png(figure)
+
+
+def _neighbours(x_0: Tensor, train: Tensor, columns: int = 16, rows: int = 2) -> bytes:
+    """Rows of samples, each with a row of their nearest training items below."""
+    columns = min(columns, len(x_0))
+    shown = x_0[: columns * min(rows, len(x_0) // columns)]  # whole rows
+    pairs = zip(shown.split(columns), train[nearest(shown, train)[1]].split(columns), strict=True)
+    return pictures.png_bytes(pictures.grid(torch.cat([torch.cat(pair) for pair in pairs]), columns=columns, least=560))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep import metrics
 from fewstep.errors import UserError
-from fewstep.metrics import TARP, FrechetDistance, KernelDistance, Metric, VarianceRatio, VariogramScore
+from fewstep.metrics import TARP, Copying, FrechetDistance, KernelDistance, Metric, VarianceRatio, VariogramScore
 from fewstep.shapes import flat
 from problems import normals
 
@@ -39,10 +39,19 @@ class TravellingTARP(Metric):
         return TARP(references=samples.mean(0))(samples, reference)
 
 
+@dataclass(frozen=True)
+class TravellingCopying(Metric):
+    """Copying with training items that go where its inputs go: the held-out ones, twice as far from their mean."""
+
+    def __call__(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
+        return Copying(train=2 * reference - reference.mean(0))(samples, reference)
+
+
 MADE: dict[type[Metric], Callable[[], Metric]] = {
     FrechetDistance: lambda: FrechetDistance(features=flat),
     KernelDistance: lambda: KernelDistance(features=flat),
     TARP: TravellingTARP,
+    Copying: TravellingCopying,
 }
 WITH_ORIGIN = {KernelDistance: "(x . y / d + 1)^3 looks at the origin: it compares moments about 0"}
 UNPAIRED = {VarianceRatio: "it averages the covariances of model and truth, each over its cases"}
@@ -91,6 +100,7 @@ def test_the_family_is_found():
         "C2ST",
         "CRPS",
         "ConditionalEnergyDistance",
+        "Copying",
         "EnergyDistance",
         "EnergyScore",
         "FrechetDistance",
@@ -112,7 +122,8 @@ def test_the_family_is_found():
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__name__)
 def test_it_is_a_frozen_dataclass(member):
-    made = TARP(references=normals(20, 3, seed=2)) if member is TARP else MADE.get(member, member)()
+    fixed = {TARP: {"references": normals(20, 3, seed=2)}, Copying: {"train": normals(20, 3, seed=2)}}
+    made = member(**fixed[member]) if member in fixed else MADE.get(member, member)()
     assert type(made) is member
     assert is_dataclass(made)
     for field in fields(made):

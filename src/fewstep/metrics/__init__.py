@@ -3,6 +3,7 @@
 from fewstep.metrics.base import Metric
 from fewstep.metrics.c2st import C2ST
 from fewstep.metrics.conditional import ConditionalEnergyDistance, VarianceRatio
+from fewstep.metrics.copying import Copying
 from fewstep.metrics.coverage import IntervalCoverage
 from fewstep.metrics.crps import CRPS
 from fewstep.metrics.energy import EnergyDistance, EnergyScore
@@ -27,6 +28,7 @@ __all__ = [
     "SBC",
     "TARP",
     "ConditionalEnergyDistance",
+    "Copying",
     "EnergyDistance",
     "EnergyScore",
     "FrechetDistance",
