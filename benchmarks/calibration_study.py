@@ -3,33 +3,48 @@
 For a data set of the recipes: train methods over seeds, the same processor time for each ("compute matched"), then ask
 of every run what `fewstep calibrate` asks, and how far its samples are from held-out data at N = 1 .. 64.
 
-python benchmarks/calibration_study.py ring --methods stmd stmd-paper stmd-plain distributional --seeds 0 1 2 --out runs/study
+python benchmarks/calibration_study.py ring --methods stmd stmd-paper stmd-plain distributional+peers --seeds 0 1 2
 
 A run that is there already is not made again, so the command can be stopped and given again; `--tables` only prints. The
-number of steps of the first method is its recipe's (or --steps); the others take as many as cost the same, measured side by
-side before the first training. One process uses one thread: start one for each core, with other --seeds.
+number of steps of the first method is its recipe's (or --steps); the others take as many as cost the same, measured in
+turns before the first training. One process uses one thread: start one for each core, with other --seeds.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import fewstep
-from fewstep.calibration import CalibrationPlan, calibrate
+from fewstep.calibration import EXACT, CalibrationPlan, calibrate
 from fewstep.comparison import interval, rises
+from fewstep.configuration import to_config
+from fewstep.errors import UserError
 from fewstep.evaluation import yardstick
+from fewstep.files import write_file
+from fewstep.metrics import EnergyDistance, FrechetDistance
 from fewstep.recipe import Recipe
 from fewstep.recipes import find_recipe
 from fewstep.samplers import Ancestral
 from fewstep.training import TrainingOptions, train
 from fewstep.training.loop import LossModule, make_optimiser
 
+METHODS = (
+    "stmd",
+    "stmd-paper",
+    "stmd-plain",
+    "stmd-plain+peers",
+    "stmd-scored",
+    "distributional",
+    "distributional+peers",
+)
 STEPS = (1, 2, 4, 8, 16, 32, 64)
+DISTANCES = (EnergyDistance, FrechetDistance)
 SHOWN = {
     "variance ratio": lambda row: f"{row['exact']['variance_ratio']:.3f}",
     "largest direction": lambda row: f"{row['exact']['variance_ratio_largest']:.3f}",
@@ -44,32 +59,54 @@ SHOWN = {
 OF_THE_EXACT = list(SHOWN)[:4]  # where the exact posterior is known
 
 
-def step_cost(recipe: Recipe, repeats: int = 12) -> float:
-    """Processor seconds of a training step: the median over a few, after a few."""
+def method(problem: str, name: str) -> Recipe:
+    """The recipe of a method; `NAME+peers` is NAME with the peers of the batch in its loss (evidence.py)."""
+    base, _, peers = name.partition("+")
+    recipe = find_recipe(f"{problem}-{base}")
+    if peers:
+        recipe = replace(recipe, name=f"{problem}-{name}", objective=replace(recipe.objective, peers=True))
+    return recipe
+
+
+def step_costs(recipes: list[Recipe], rounds: int = 12) -> dict[str, float]:
+    """Processor seconds of a training step of each: medians of rounds in which they take turns."""
+    steps = [_stepper(recipe) for recipe in recipes]
+    seconds: list[list[float]] = [[] for _ in recipes]
+    for _ in range(rounds + 3):
+        for step, found in zip(steps, seconds, strict=True):
+            start = time.process_time()
+            step()
+            found.append(time.process_time() - start)
+    return {recipe.name: statistics.median(found[3:]) for recipe, found in zip(recipes, seconds, strict=True)}
+
+
+def _stepper(recipe: Recipe) -> Callable[[], None]:
     examples = recipe.dataset.train()
     model = recipe.model.build(recipe.dataset.item_shape)
     model.fit(examples.up_to(1000)["x_0"])
-    losses, generator, seconds = LossModule(model, recipe.objective), torch.Generator().manual_seed(0), []
+    losses, generator = LossModule(model, recipe.objective), torch.Generator().manual_seed(0)
     optimiser = make_optimiser(losses, recipe.optimiser)
-    for _ in range(repeats + 3):
-        start = time.process_time()
+
+    def step() -> None:
         batch = examples.batch(recipe.batch_size, generator)
         losses(batch | {"progress": torch.zeros(recipe.batch_size)}, generator)[0].mean().backward()
         optimiser.step()
         optimiser.zero_grad()
-        seconds.append(time.process_time() - start)
-    return statistics.median(seconds[3:])
+
+    return step
 
 
-def matched(recipes: list[Recipe], out: Path) -> list[Recipe]:
-    """The recipes with numbers of steps that cost what the first one costs; measured once for a folder."""
-    path = out / f"{recipes[0].name}-costs.json"
-    costs = json.loads(path.read_text()) if path.exists() else {}
-    for recipe in recipes:
-        if recipe.name not in costs:
-            costs[recipe.name] = step_cost(recipe)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(costs, indent=1))
+def matched(problem: str, recipes: list[Recipe], out: Path) -> list[Recipe]:
+    """The recipes with numbers of steps that cost what the first one costs, measured once for a folder: all of them at once."""
+    path = out / f"{problem}-costs.json"
+    if not path.exists():
+        costs = step_costs([method(problem, name) for name in METHODS])
+        if not path.exists():  # or another process was first
+            write_file(path, json.dumps(costs, indent=1))
+    costs = json.loads(path.read_text())
+    missing = {recipe.name for recipe in recipes} - costs.keys()
+    if missing:
+        raise UserError(f"{path} has no cost of {', '.join(sorted(missing))}: remove it, and all are measured again")
     first = costs[recipes[0].name]
     return [replace(r, steps=max(1, round(recipes[0].steps * first / costs[r.name]))) for r in recipes]
 
@@ -78,12 +115,14 @@ def measure(run: Path, recipe: Recipe, flags: argparse.Namespace) -> dict:
     """What is asked of a trained run."""
     model = fewstep.load(run)
     rule = yardstick(recipe.dataset, flags.n)
+    few = [(seen, tuple(m for m in found if isinstance(m, DISTANCES))) for seen, found in rule.metrics]
+    rule = replace(rule, metrics=tuple(few))
     cells: dict[str, list] = {}
     for m in (1, 4):
         for n in [n for n in STEPS if n <= (flags.most_steps if m == 1 else 8)]:
             seeds = range(flags.sampling_seeds)
             found = [rule.sample(model, Ancestral(steps=n, flow_steps=m), seed, 6000) for seed in seeds]
-            for name in ("energy_distance", "frechet"):
+            for name in ("energy_distance", "frechet", "copying"):
                 if name in found[0]:
                     cells.setdefault(f"{name} M = {m}", []).append(
                         {"steps": n, "flow_steps": m, name: interval([f[name] for f in found])}
@@ -102,9 +141,11 @@ def run_one(recipe: Recipe, seed: int, flags: argparse.Namespace) -> None:
     """Train and measure, unless it is done."""
     folder = flags.out / f"{recipe.name}-{seed}"
     result = folder / "study.json"
-    if result.exists():
-        return
     recipe, start = replace(recipe, seed=seed), time.process_time()
+    if result.exists():
+        if json.loads((folder / "recipe.json").read_text()) != to_config(recipe):
+            raise UserError(f"{folder} is of another recipe or number of steps: move it away, or take another --out")
+        return
     outcome = train(recipe, TrainingOptions(out=folder, resume=True))
     spent, started = time.process_time() - start, time.monotonic()
     found = measure(folder, recipe, flags)
@@ -149,11 +190,39 @@ def tables(names: list[str], out: Path) -> str:
     return "\n".join(lines)
 
 
+def draw(names: list[str], out: Path, path: Path) -> None:
+    """Rank histograms of one-step draws, a row for each method, and one for the exact posterior where it is known."""
+    from matplotlib.figure import Figure
+
+    shown: dict[str, dict] = {}
+    for name in names:
+        for result in sorted(out.glob(f"{name}-[0-9]*/study.json"))[:1]:
+            families = {f["name"]: f for f in json.loads(result.read_text())["calibration"]["families"]}
+            shown |= {EXACT: families[EXACT]} if EXACT in families else {}
+            shown[f"{name}, M = 1"] = families["M = 1"]
+    columns = len(next(iter(shown.values()))["rows"])
+    figure = Figure(figsize=(2.2 * columns, 1.75 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), columns, squeeze=False, sharex=True)
+    for axes, (name, family) in zip(grid, shown.items(), strict=True):
+        top = max(2.0, 1.1 * min(4.0, max(bar for row in family["rows"] for bar in row["rank_histogram"])))
+        for axis, row in zip(axes, family["rows"], strict=True):
+            bars = row["rank_histogram"]
+            colour = "C0" if row["words"] == ["calibrated"] else "C3"
+            axis.bar([(i + 0.5) / len(bars) for i in range(len(bars))], bars, 0.9 / len(bars), color=colour)
+            axis.axhline(1, color="0.3", lw=0.8)
+            axis.set(ylim=(0, top), xlim=(0, 1), xticks=[], xlabel=f"tau = {row['tau']:g}: {', '.join(row['words'])}")
+            axis.xaxis.label.set_fontsize(8)
+            axis.tick_params(labelsize=7)
+        axes[0].set_title(name, loc="left", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     """Train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem")
-    parser.add_argument("--methods", nargs="+", default=["stmd", "stmd-paper", "stmd-plain", "distributional"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="steps of the first method")
     parser.add_argument("--pairs", type=int, help="held-out pairs for each tau")
@@ -161,18 +230,22 @@ def main() -> None:
     parser.add_argument("--flow-steps", nargs="+", type=int, default=[1, 4], help="M whose draws are tested")
     parser.add_argument("--n", type=int, help="samples for each distance")
     parser.add_argument("--most-steps", type=int, default=64, help="largest N")
-    parser.add_argument("--sampling-seeds", type=int, default=5)
+    parser.add_argument("--sampling-seeds", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--figure", type=Path, help="where to draw the rank histograms")
     flags = parser.parse_args()
     torch.set_num_threads(1)
-    recipes = [find_recipe(f"{flags.problem}-{method}") for method in flags.methods]
+    recipes = [method(flags.problem, name) for name in flags.methods]
     if not flags.tables:
         recipes[0] = replace(recipes[0], steps=flags.steps or recipes[0].steps)
-        for recipe in matched(recipes, flags.out):
+        for recipe in matched(flags.problem, recipes, flags.out):
             for seed in flags.seeds:
                 run_one(recipe, seed, flags)
-    print(tables([recipe.name for recipe in recipes], flags.out))
+    names = [recipe.name for recipe in recipes]
+    print(tables(names, flags.out))
+    if flags.figure:
+        draw(names, flags.out, flags.figure)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A model of the diffusers library as a teacher: its predicted clean data, its schedule, and what is refused."""
 
+import json
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -13,15 +15,15 @@ from fewstep.training.loop import LossModule
 from problems import SCHEDULE, TINY_MLP, TINY_UNET, doubles, generator, gradients, normals, randomise, seeded
 
 
-def pipeline(folder, prediction="epsilon"):
+def pipeline(folder, prediction="epsilon", **options):
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     with seeded(0):
         unet = UNet2DModel(
-            sample_size=8, in_channels=1, out_channels=1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-            block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
+            sample_size=8, in_channels=1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+            block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **{"out_channels": 1, **options},
         )  # fmt: skip
-    scheduler = DDPMScheduler(num_train_timesteps=100, prediction_type=prediction, clip_sample=False)
+    scheduler = DDPMScheduler(100, 1e-3, 0.2, prediction_type=prediction, clip_sample=False)
     DDPMPipeline(unet, scheduler).save_pretrained(folder)
     return unet.eval(), scheduler
 
@@ -72,6 +74,35 @@ def test_it_teaches(tmp_path):
     other = PosteriorFlow(points, SCHEDULE, GaussianScaling(), (3,))
     with pytest.raises(UserError, match="items of shape"):
         LossModule(other, Distillation(teacher=str(tmp_path)))({"x_0": normals(2, 3, seed=0).float()}, generator(0))
+
+
+def changed(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_scheduler_of_another_diffusion_is_refused(tmp_path):
+    pipeline(tmp_path)
+    changed(tmp_path / "scheduler" / "scheduler_config.json", _class_name="ScoreSdeVeScheduler")
+    with pytest.raises(UserError, match="a ScoreSdeVeScheduler, expected one of DDPMScheduler"):
+        load_diffusers(tmp_path)
+
+
+def test_a_scheduler_of_the_same_diffusion_is_not(tmp_path):
+    pipeline(tmp_path)
+    before = load_diffusers(tmp_path).schedule
+    changed(tmp_path / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler")
+    assert load_diffusers(tmp_path).schedule == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"out_channels": 2}, "1 channels to 2"), ({"num_class_embeds": 3}, "class labels")],
+    ids=["learned variance", "labels"],
+)
+def test_a_network_of_another_kind_is_refused(tmp_path, options, says):
+    pipeline(tmp_path, **options)
+    with pytest.raises(UserError, match=says):
+        load_diffusers(tmp_path)
 
 
 def test_what_is_no_pipeline_is_refused(tmp_path):

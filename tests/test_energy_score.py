@@ -11,7 +11,7 @@ from fewstep import evidence, transition
 from fewstep.errors import UserError
 from fewstep.metrics import EnergyScore
 from fewstep.models import PosteriorFlow
-from fewstep.objectives import EnergyScoreObjective
+from fewstep.objectives import EnergyScoreObjective, Semigroup
 from fewstep.scaling import GaussianScaling, IdentityScaling
 from fewstep.times import Uniform
 from problems import SCHEDULE, TINY_MLP, doubles, gaussian, generator, generators, normals, randomise, seeded, t2
@@ -152,10 +152,13 @@ def test_a_share_of_the_items_gives_the_same_mean():
 
 
 def test_no_item_scored_is_no_error():
-    """Small shares of small batches: the loss is 0, and still has a gradient."""
-    model = small_model()
-    loss = EnergyScoreObjective(share=1e-6)(model, {"x_0": normals(3, 2, seed=0)}, generator(0))
-    assert torch.equal(loss.per_sample, torch.zeros(3, dtype=torch.float64))
+    """Small shares of small batches: the loss is 0, and still has a gradient, which is 0."""
+    for objective in (EnergyScoreObjective(share=1e-6), Semigroup(share=1e-6)):
+        model = small_model()
+        loss = objective(model, {"x_0": normals(3, 2, seed=0)}, generator(0))
+        assert torch.equal(loss.per_sample, torch.zeros(3, dtype=torch.float64))
+        loss.per_sample.mean().backward()
+        assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters())
 
 
 def test_draws_that_coincide_have_a_finite_gradient():

@@ -5,11 +5,13 @@ import torch
 from torch.testing import assert_close
 
 from fewstep import evidence
+from fewstep.flow import mean_flow_target
 from fewstep.models import MixturePosterior, PosteriorFlow
+from fewstep.objectives import STMD
 from fewstep.objectives.distillation import taught_mean
 from fewstep.scaling import EpsilonScaling, GaussianScaling, IdentityScaling
 from fewstep.schedule import CosineSchedule
-from problems import SCHEDULE, doubles, generator, normals, t2, tiny_network
+from problems import SCHEDULE, TINY_MLP, doubles, generator, normals, randomise, seeded, t2
 from stats import accepts, rejects, z_tests
 
 MIXTURE = t2()
@@ -17,7 +19,8 @@ EYE = torch.eye(2, dtype=torch.float64)
 
 
 def small_model(scaling):
-    network, _ = tiny_network("mlp", inputs=2, times=3)
+    with seeded(0):
+        network = randomise(TINY_MLP.build((2,), inputs=2, times=3).double())
     model = PosteriorFlow(network, SCHEDULE, scaling, (2,)).double()
     model.data_mean.copy_(doubles(0.3, -0.2))
     model.data_std.fill_(1.3)
@@ -57,7 +60,7 @@ def test_one_observation_says_what_the_two_say(scaling):
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, CosineSchedule()], ids=lambda s: type(s).__name__)
-def test_a_denoiser_of_any_schedule_knows_the_posterior_mean(schedule):
+def test_a_denoiser_of_another_schedule_knows_the_posterior_mean(schedule):
     """The exact posterior of the diffusion with this schedule, asked at the time of the observation's precision."""
     model = small_model(GaussianScaling())
     z, x_tau = normals(5, 2, seed=0), normals(5, 2, seed=1)
@@ -71,6 +74,42 @@ def test_at_t_1_the_flow_says_nothing():
     y, lam = small_model(GaussianScaling()).observation(normals(3, 2, seed=0), torch.ones(3).double(), x_tau, tau)
     assert_close(y, x_tau / SCHEDULE.alpha(tau)[:, None])
     assert_close(lam, (SCHEDULE.alpha(tau) / SCHEDULE.sigma(tau)) ** 2)
+
+
+@pytest.mark.parametrize("frac_r_below_t", [0.0, 0.7])
+@pytest.mark.parametrize("precision", [1.0, 0.5], ids=["right", "half the precision"])
+def test_the_velocity_with_peers_is_that_of_the_batch(monkeypatch, frac_r_below_t, precision):
+    """`v = (z_t - E w) / t`, item j weighted by the density `N(x_tau; alpha x_j, sigma^2) N(z_t; (1 - t) w_j, t^2)`.
+
+    With shares of half the precision, a wrong twin, it is another.
+    """
+    shares = evidence.shares
+    monkeypatch.setattr(evidence, "shares", lambda y, lam, x: shares(y, precision * lam, x))
+    model, x_0, calls = small_model(GaussianScaling()), MIXTURE.sample((8,), generator(0)), []
+    objective, u = STMD(peers=True, adaptive_power=0.0, frac_r_below_t=frac_r_below_t), model.u
+    model.u = lambda *arguments: calls.append(arguments) or u(*arguments)
+    found = objective(model, {"x_0": x_0}, generator(1)).per_sample
+    z, r, t, x_tau, tau = calls[-1]
+    assert (r < t).any() == (frac_r_below_t > 0)
+    alpha, sigma = SCHEDULE.alpha(tau), SCHEDULE.sigma(tau)
+    w = torch.stack([model.encode(item.expand(8, 2), x_tau, tau) for item in x_0], dim=1)  # (8 states, 8 items, 2)
+    of_state = ((x_tau[:, None] - alpha[:, None, None] * x_0) / sigma[:, None, None]).square().sum(-1)
+    of_flow = ((z[:, None] - (1 - t)[:, None, None] * w) / t[:, None, None]).square().sum(-1)
+    mean = ((-0.5 * (of_state + of_flow)).softmax(1)[..., None] * w).sum(1)
+    target = mean_flow_target(u, z, r, t, (z - mean) / t[:, None], (x_tau, tau), "conditional")
+    expected = (u(z, r, t, x_tau, tau) - target).square().sum(1)
+    assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9) == (precision == 1)
+
+
+def test_under_autocast_an_item_alone_in_its_sight_stays_itself():
+    """256 grey levels are not those of bfloat16; with the product under autocast they would be rounded."""
+    x_0 = torch.randint(256, (5, 1, 4, 4), generator=generator(0)) / 127.5 - 1
+    lam = torch.full((5,), 1e9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = evidence.mean_of_peers(x_0, lam, x_0)
+        rounded = evidence.shares(x_0, lam, x_0) @ x_0.flatten(1)
+    assert torch.equal(found, x_0)
+    assert not torch.equal(rounded.float(), x_0.flatten(1))
 
 
 @pytest.mark.parametrize("size", [2, 5])

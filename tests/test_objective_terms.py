@@ -1,5 +1,8 @@
 """Sums, stages, learnt weights, the semigroup term and distillation: what they compute, and what a run keeps of them."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,7 @@ from torch.testing import assert_close
 
 import fewstep
 from fewstep.errors import UserError
-from fewstep.models import Denoiser, PosteriorFlow
+from fewstep.models import Denoiser, MixturePosterior, PosteriorFlow
 from fewstep.objectives import (
     STMD,
     ConsistencyTraining,
@@ -19,12 +22,15 @@ from fewstep.objectives import (
     WeightedSum,
     distillation,
 )
+from fewstep.objectives.distillation import taught_mean
 from fewstep.pretrained import save_pretrained
 from fewstep.recipe import Optimiser
 from fewstep.scaling import IdentityScaling
+from fewstep.schedule import VPSchedule
+from fewstep.times import Uniform
 from fewstep.training import train
 from fewstep.training.loop import LossModule
-from problems import SCHEDULE, TINY_MLP, LinearFlow, generator, normals, randomise, seeded
+from problems import SCHEDULE, TINY_MLP, LinearFlow, doubles, generator, normals, randomise, seeded, t2
 from stats import accepts, rejects, z_tests
 from test_training import assert_same_bits, options, weights
 from tiny import tiny_recipe
@@ -239,6 +245,38 @@ def test_a_teacher_is_loaded_once_for_a_run(teacher, tmp_path, monkeypatch, wrap
     monkeypatch.setattr(distillation, "load", lambda folder: loads.append(folder) or load(folder))
     train(tiny_recipe(steps=4, objective=wrapped[wrap]), options(tmp_path / "run"))
     assert len(loads) == 1
+
+
+def test_a_teacher_that_ends_in_less_noise_is_asked_no_further(tmp_path):
+    """A diffusion that stops early knows nothing of more noise; within its reach the exact teacher has the exact mean."""
+    short, mixture = VPSchedule(beta_max=4.0), t2()
+    with seeded(1):
+        early = Denoiser(TINY_MLP.build((2,), inputs=1, times=1), short, IdentityScaling(), (2,))
+    save_pretrained(early, tmp_path / "early")
+    model, whole = small_model(), Distillation(teacher=str(tmp_path / "early"), adaptive_power=0.0)
+    with pytest.raises(UserError, match=r"let its tau end at 0\.\d+ \(--objective.tau-law.high\)") as error:
+        whole(model, BATCH, generator(0))
+    reach = float(re.search(r"end at (0\.\d+)", str(error.value)).group(1))
+    part = replace(whole, tau_law=Uniform(high=reach))
+    assert part(model, BATCH, generator(0)).per_sample.isfinite().all()
+    exact, tau = MixturePosterior(mixture, short), doubles(0.999 * reach)
+    y = doubles(0.4, -1.0)[None]
+    found = taught_mean(exact, y, (SCHEDULE.alpha(tau) / SCHEDULE.sigma(tau)) ** 2)
+    truth = MixturePosterior(mixture, SCHEDULE)(SCHEDULE.alpha(tau) * y, tau).mean()
+    assert_close(found, truth, rtol=1e-6, atol=1e-6)
+    late = doubles(1.0)
+    beyond = taught_mean(exact, y, (SCHEDULE.alpha(late) / SCHEDULE.sigma(late)) ** 2)
+    assert (beyond - MixturePosterior(mixture, SCHEDULE)(SCHEDULE.alpha(late) * y, late).mean()).norm() > 0.2
+
+
+def test_a_teacher_that_draws_takes_its_noise_from_the_generator(tmp_path):
+    """The mean of a posterior flow is estimated from a draw: the global stream stays where it is, and runs repeat."""
+    save_pretrained(small_model().float(), tmp_path / "flow")
+    objective, state = Distillation(teacher=str(tmp_path / "flow"), adaptive_power=0.0), torch.get_rng_state()
+    first, again = (objective(small_model(), BATCH, generator(0)).per_sample for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first, objective(small_model(), BATCH, generator(1)).per_sample)
 
 
 def test_a_teacher_that_is_none_is_refused(tmp_path):

@@ -22,6 +22,11 @@ class TimeLaw(ABC):
     def sample(self, n: int, generator: Source, like: Tensor) -> Tensor:
         """`n` independent times `(n,)` in the dtype and on the device of `like`."""
 
+    @property
+    def latest(self) -> float:
+        """No time is later."""
+        return 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(TimeLaw):
@@ -36,6 +41,10 @@ class Uniform(TimeLaw):
 
     def sample(self, n: int, generator: Source, like: Tensor) -> Tensor:
         return self.low + (self.high - self.low) * uniform((n,), generator, like=like)
+
+    @property
+    def latest(self) -> float:
+        return self.high
 
 
 @dataclass(frozen=True, kw_only=True)

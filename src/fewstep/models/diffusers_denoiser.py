@@ -1,6 +1,5 @@
 """A pretrained diffusion model of the diffusers library as a posterior model: a point mass at its predicted clean data."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,11 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.models.base import PosteriorModel
 from fewstep.posterior import DiracPosterior
+from fewstep.pretrained import parse_json
 from fewstep.schedule import Schedule, Times
 from fewstep.shapes import per_item
+
+SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")  # trained as DDPM is
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class DiffusersDenoiser(PosteriorModel):
 def load_diffusers(folder: str | Path) -> DiffusersDenoiser:
     """An unconditional DDPM as diffusers saves it (`unet/` and `scheduler/scheduler_config.json`), in eval mode; no download.
 
-    Raises `UserError` where a part is missing or the scheduler has no `alphas_cumprod`.
+    Raises `UserError` where a part is missing, the scheduler is of another kind than those whose training is DDPM's, the
+    diffusion ends in no signal at all, or the network is conditional or predicts more than the noise (a variance).
     """
     from diffusers import DDPMScheduler, UNet2DModel
 
@@ -103,8 +106,21 @@ def load_diffusers(folder: str | Path) -> DiffusersDenoiser:
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     if not scheduler_file.exists() or not (folder / "unet").is_dir():
         raise UserError(f"{folder} holds no unet/ and scheduler/: give the folder of a diffusers DDPM pipeline")
-    scheduler: Any = DDPMScheduler.from_config(json.loads(scheduler_file.read_text()))
+    config = parse_json(scheduler_file.read_bytes(), scheduler_file)
+    if config.get("_class_name") not in SCHEDULERS:
+        raise UserError(
+            f"{scheduler_file}: a {config.get('_class_name')}, expected one of {', '.join(SCHEDULERS)}: its diffusion is "
+            "no table of alphas_cumprod that we know"
+        )
+    scheduler: Any = DDPMScheduler.from_config(config)
     network: Any = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True)
+    if network.config.class_embed_type is not None or network.config.num_class_embeds is not None:
+        raise UserError(f"{folder}: the network wants class labels: take an unconditional one")
+    if network.config.out_channels != network.config.in_channels:
+        raise UserError(
+            f"{folder}: the network maps {network.config.in_channels} channels to {network.config.out_channels}, as many "
+            "expected: a learned variance or a concatenated condition is not supported"
+        )
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     shape = (network.config.in_channels, height, width)

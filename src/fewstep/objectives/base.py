@@ -67,14 +67,19 @@ class Objective(ABC):
         return self
 
 
-def chosen_items(share: float, n: int, generator: Source, like: Tensor) -> Tensor:
-    """Indices of the items that take part, each with probability `share`, one by one."""
-    return torch.nonzero(uniform((n,), generator, like=like) < share).squeeze(1)
+def chosen_items(share: float, n: int, generator: Source, like: Tensor) -> tuple[Tensor, float]:
+    """Indices of the items that take part, each with probability `share`, one by one; and `1 / share`, their weight.
+
+    Where chance takes none, it is the first item with weight 0: so that every loss has a graph, and every process of a
+    joint training a gradient.
+    """
+    chosen = torch.nonzero(uniform((n,), generator, like=like) < share).squeeze(1)
+    return (chosen, 1 / share) if len(chosen) else (chosen.new_zeros(1), 0.0)
 
 
-def spread_out(values: Tensor, chosen: Tensor, n: int, share: float) -> Tensor:
-    """Numbers `(n,)`: those of the chosen items, `1 / share` times, so that the mean stays what it was; 0 for the others."""
-    return values.new_zeros(n).index_put((chosen,), values / share)
+def spread_out(values: Tensor, chosen: Tensor, n: int, weight: float) -> Tensor:
+    """Numbers `(n,)`: those of the chosen items, `weight` times, so that the mean stays what it was; 0 for the others."""
+    return values.new_zeros(n).index_put((chosen,), weight * values)
 
 
 def noised(x_0: Tensor, tau_law: TimeLaw, schedule: Schedule, generator: Source) -> tuple[Tensor, Tensor]:

@@ -65,11 +65,9 @@ class EnergyScoreObjective(Objective):
         z = normal_like(x_0, generator, (m,))
         q = uniform((n,), generator, like=x_0)
         q = q.where(uniform((n,), generator, like=x_0) < self.detour, torch.zeros_like(q))
-        chosen = chosen_items(self.share, n, generator, x_0)
-        score, error = x_0.new_zeros(n), x_0.new_zeros(n)
-        if len(chosen):
-            found = self._score(model, x_0, x_0[chosen], x_tau[chosen], tau[chosen], z[:, chosen], q[chosen])
-            score, error = (spread_out(values, chosen, n, self.share) for values in found)
+        chosen, weight = chosen_items(self.share, n, generator, x_0)
+        found = self._score(model, x_0, x_0[chosen], x_tau[chosen], tau[chosen], z[:, chosen], q[chosen])
+        score, error = (spread_out(values, chosen, n, weight) for values in found)
         return Loss(per_sample=score, raw=error.detach(), logs={"bucket": tau}, times=tau[:, None])
 
     def _score(

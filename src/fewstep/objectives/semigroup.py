@@ -48,12 +48,10 @@ class Semigroup(Objective):
         first = uniform((n,), generator, like=x_0)  # the share of t - r of the first of the two steps
         times = torch.stack([t, t - r, tau], dim=1)
         z_t = interpolate(model.encode(x_0, x_tau, tau), eps, t)
-        chosen = chosen_items(self.share, n, generator, x_0)
-        raw = x_0.new_zeros(n)
-        if len(chosen):
-            held = x_tau[chosen], tau[chosen]
-            found = self._error(model.u, z_t[chosen], r[chosen], t[chosen], first[chosen], held)
-            raw = spread_out(found, chosen, n, self.share)
+        chosen, weight = chosen_items(self.share, n, generator, x_0)
+        held = x_tau[chosen], tau[chosen]
+        found = self._error(model.u, z_t[chosen], r[chosen], t[chosen], first[chosen], held)
+        raw = spread_out(found, chosen, n, weight)
         return Loss(per_sample=raw, raw=raw.detach(), logs={"bucket": t - r}, times=times)
 
     def _error(

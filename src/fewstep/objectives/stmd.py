@@ -8,7 +8,6 @@ from fewstep import evidence
 from fewstep.draws import Source
 from fewstep.models.posterior_flow import PosteriorFlow
 from fewstep.objectives.base import Batch, Loss, PosteriorVelocityObjective
-from fewstep.shapes import flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +19,9 @@ class STMD(PosteriorVelocityObjective):
     every average velocity (`AverageVelocityObjective`).
 
     `peers` replaces w in the velocity by its mean over the items of the batch, each weighted by the probability that it
-    made `(z_t, x_tau)` (`evidence.py`; our own): the same loss in the mean, less noise wherever items are close in that
-    sight. (With `adaptive_power` above 0 the minimiser depends on that noise.)
+    made `(z_t, x_tau)` (`evidence.py`; our own): the same gradient in the mean, with less noise wherever items are close
+    in that sight; the loss is smaller by the variance that is taken out of the target, so compare it with its like only.
+    (With `adaptive_power` above 0 the minimiser depends on that noise.)
 
     Reconstructed, because the paper's text has lost them: the law of tau (uniform), the logit-normal's (-0.4, 1), half
     of the items with r < t, p = 0.75 and c = 1e-3 (the last two are those of Geng et al., arXiv 2505.13447).
@@ -37,6 +37,6 @@ class STMD(PosteriorVelocityObjective):
         x_0 = batch["x_0"]
 
         def x_mean(y: Tensor, lam: Tensor) -> Tensor:
-            return (evidence.shares(y, lam, x_0) @ flat(x_0)).reshape(x_0.shape)
+            return evidence.mean_of_peers(y, lam, x_0)
 
         return self.regress_posterior(model, x_0, generator, x_mean if self.peers else None)
