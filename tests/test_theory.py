@@ -389,14 +389,14 @@ def divided(bound, by):
 
 
 def test_every_bound_is_above_the_truth(cases):
-    """The same check rejects the bounds divided by 4, in closed form and measured."""
+    """The same check rejects most of the bounds divided by 4, in closed form and measured."""
     assert len(cases) == 30
     assert all(holds(bound, truth) for bound, truth in cases)
     assert all(bound.value > 1e-4 and truth.value > 1e-4 for bound, truth in cases)
     too_small = [not holds(divided(bound, 4), truth) for bound, truth in cases]
-    assert any(too_small[:12])
-    assert any(too_small[12:21])
-    assert any(too_small[21:])
+    assert sum(too_small[:12]) >= 10
+    assert sum(too_small[12:21]) >= 4
+    assert sum(too_small[21:]) >= 5
 
 
 def test_a_bound_without_the_scale_is_rejected():
@@ -723,6 +723,10 @@ def test_interpolated_levels():
     middle = SCHEDULE.tau_at((SCHEDULE.log_snr(doubles(1.0)) + SCHEDULE.log_snr(doubles(0.2))) / 2).item()
     (between,) = interpolate_levels(levels, [middle], SCHEDULE)
     assert (between.eps, between.constant) == (pytest.approx(1.5), pytest.approx(2))
+    assert [level.interpolated for level in (*same, between)] == [False, False, True, True]
+    bound = composed_bound([same[0], between], Estimate(value=0.1), SCHEDULE)
+    assert bound.estimates == (f"eps and L at {middle:.3g}, interpolated",)
+    assert composed_bound(same[:2], Estimate(value=0.1), SCHEDULE).estimates == ()
     with pytest.raises(UserError, match="no levels"):
         interpolate_levels([], [1.0], SCHEDULE)
 
@@ -777,6 +781,33 @@ def test_certify_puts_the_bounds_next_to_the_truth(d):
     assert found.start == start_error(second_moment(mixture), d, SCHEDULE)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_every_bound_on_a_sampler_is_above_the_truth(seed):
+    """Ten random mixtures in one and two dimensions: composed, composed from the measured eps, coupled, two steps.
+
+    A planted error, a shift of every draw by .5, makes each of them larger.
+    """
+    mixture = random_mixture(10 * seed, 3, 1 + seed % 2)
+    options = {"draws": 500, "states": 8, "posterior_draws": 60, "samples": 800, "blocks": 8}
+    right, wrong = (
+        certify(shifted(mixture, seed, by), mixture, Ancestral(2), **options, generator=generator(seed))
+        for by in (0.0, 0.5)
+    )
+    for found in (right, wrong):
+        for name in ("composed", "composed_measured", "coupled"):
+            assert holds(getattr(found, name), found.measured), name
+    for name in ("composed", "composed_measured", "coupled"):
+        assert getattr(wrong, name).value > getattr(right, name).value, name
+
+
+def shifted(mixture, seed, by):
+    """The random model, with `by` added to its average velocity in every component."""
+    model = random_model(mixture, 10 * seed, PosteriorFlow)
+    with torch.no_grad():
+        model.network.out.bias += by
+    return model
+
+
 def test_what_the_user_can_mend():
     model, data = skip_flow(0.0, 1.0, 2), isotropic(0.0, 1.0, 2)
     with pytest.raises(UserError, match="one flow step and the bridge"):
@@ -801,6 +832,20 @@ def test_what_the_user_can_mend():
         sampled_distance(torch.zeros(10, 2), torch.zeros(9, 2))
     with pytest.raises(UserError, match="candidate times"):
         best_grid(LEVELS, Estimate(value=0.0), SCHEDULE, 2, [1.5])
+    with pytest.raises(UserError, match="no levels"):
+        composed_bound([], Estimate(value=0.0), SCHEDULE)
+    flow = Estimate(value=0.01)
+    for negative in (
+        lambda: corollary_4(flow, 1.0, -1.0, 1.0),
+        lambda: corollary_4(flow, -1.0, 1.0, 1.0),
+        lambda: corollary_5(flow, 1.0, -5.0, 2, 1.0),
+        lambda: corollary_5(flow, -1.0, 5.0, 2, 1.0),
+        lambda: proposition_3(1.0, 1.0, -3, SCHEDULE),
+    ):
+        with pytest.raises(UserError, match="not negative"):
+            negative()
+    below_0 = corollary_2(Estimate(value=-1e-3), start_error(1.0, 2, SCHEDULE))  # an unbiased estimate may be
+    assert below_0.terms["minkowski"] == pytest.approx(start_error(1.0, 2, SCHEDULE).value)
 
 
 def test_a_standardised_mean_flow_has_the_law_of_the_standardised_data():

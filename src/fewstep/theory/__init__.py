@@ -6,7 +6,7 @@ chooses the grid. Every bound is a `Certificate` of a squared W2 with its standa
 assumed and what is estimated, and on a mixture stands next to the measured distance (`certify`).
 
 The velocity of the exact flow is known on mixtures. On images only `corollary_1_from_data` (an over-estimate),
-`coupled_prior_error`, Proposition 4 and its KL, and `lipschitz` (an under-estimate) can be had.
+`coupled_prior_error`, Proposition 4 and its KL, and `lipschitz` (an estimate, no bound) can be had.
 """
 
 from fewstep.theory.certificate import Certificate, Estimate

@@ -59,3 +59,10 @@ def check_draws(name: str, n: int) -> None:
     """`UserError` where a number of draws is less than 2: a standard error needs two."""
     if n < 2:
         raise UserError(f"{name} is at least 2, so that there is a standard error, not {n}")
+
+
+def positive(name: str, value: float | int) -> float | int:
+    """The value; `UserError` where it is negative or NaN."""
+    if not value >= 0:
+        raise UserError(f"{name} is not negative, but {value} was given")
+    return value

@@ -28,11 +28,15 @@ from fewstep.times import CustomGrid, LogSNRGrid, UniformGrid
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """What is known at one tau: `error` is `eps^2(tau)`, `L` the Lipschitz constant, a number or as it was measured."""
+    """What is known at one tau: `error` is `eps^2(tau)`, `L` the Lipschitz constant, a number or as it was measured.
+
+    `interpolated`: both are guesses from other times.
+    """
 
     tau: float
     error: Estimate
     L: float | Lipschitz
+    interpolated: bool = False
 
     @property
     def eps(self) -> float:
@@ -57,8 +61,11 @@ def composed_bound(levels: Sequence[Level], start: Estimate, schedule: Schedule)
     """`err_0^2` from `err_1^2 = start` by `err_s <= (A L(tau) + B) err_tau + A eps(tau)`, one level for each step.
 
     The levels decrease from tau = 1, and the last step goes to 0, where A = 1 and B = 0. Terms: `err_0` and its shares,
-    `start` and `eps at tau`. Raises `UserError` unless the first level is at 1 and they decrease.
+    `start` and `eps at tau`. Among its estimates are a measured L and whatever was interpolated. Raises `UserError` unless
+    there are levels, the first at 1, and they decrease.
     """
+    if not levels:
+        raise UserError("no levels to compose: measure eps and L at each time of the grid but 0")
     taus = [level.tau for level in levels]
     CustomGrid(times=(*taus, 0.0))  # checks them
     s, tau = (torch.tensor(x, dtype=torch.float64) for x in ([*taus[1:], 0.0], taus))
@@ -74,14 +81,16 @@ def composed_bound(levels: Sequence[Level], start: Estimate, schedule: Schedule)
         standard_error=2 * error * math.sqrt(sum(variances)),
         terms={"err_0": error, "start": shares[0]}
         | {f"eps at {x:.3g}": share for x, share in zip(taus, shares[1:], strict=True)},
-        estimates=("L",) if any(isinstance(level.L, Lipschitz) for level in levels) else (),
+        estimates=(("L",) if any(isinstance(level.L, Lipschitz) for level in levels) else ())
+        + tuple(f"eps and L at {level.tau:.3g}, interpolated" for level in levels if level.interpolated),
     )
 
 
 def interpolate_levels(levels: Sequence[Level], taus: Sequence[float], schedule: Schedule) -> list[Level]:
     """Levels at other times: eps, its standard error and L linear in log-SNR, constant beyond the levels that are given.
 
-    At times below the smallest level this is on the safe side: eps goes to 0 with tau.
+    Other levels than the given ones are marked as interpolated, and with them every bound that is made of them: nothing
+    says that eps and L are no larger between the levels.
     """
     if not levels:
         raise UserError("no levels to interpolate: measure eps and L at one time or more")
@@ -98,6 +107,7 @@ def interpolate_levels(levels: Sequence[Level], taus: Sequence[float], schedule:
             tau=tau,
             error=Estimate(value=float(e) ** 2, standard_error=float(error)),
             L=Lipschitz(largest=float(L), typical=float(L)) if measured else float(L),
+            interpolated=all(tau != level.tau for level in known),
         )
         for tau, e, error, L in zip(taus, eps, errors, constants, strict=True)
     ]
@@ -111,7 +121,7 @@ def best_grid(
     `err_s` increases with `err_tau`, so that the best grid to s passes through best grids: dynamic programming finds the
     minimum exactly. eps and L between the levels are interpolated. Candidates: by default 200 times, half of them even
     in tau, half in log-SNR; the even and the log-SNR grid of so many steps are always among them, so that the bound at the
-    result is no larger than theirs. Raises `UserError` where there are fewer candidates than steps.
+    result is no larger than theirs, whatever the candidates are. Raises `UserError` where a candidate is not in [0, 1].
     """
     usual = [UniformGrid()(steps, schedule), LogSNRGrid()(steps, schedule)]
     own = torch.tensor(candidates, dtype=torch.float64) if candidates is not None else _candidates(schedule)

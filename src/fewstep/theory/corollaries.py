@@ -6,7 +6,7 @@ The text of the paper that is at hand has lost these formulas: (30), (66) and (6
 import math
 
 from fewstep.errors import UserError
-from fewstep.theory.certificate import Certificate, Estimate
+from fewstep.theory.certificate import Certificate, Estimate, positive
 
 
 def corollary_2(flow: Estimate, prior: Certificate) -> Certificate:
@@ -28,9 +28,9 @@ def corollary_4(flow: Estimate, radius: float, kl_data: float, accuracy: float) 
 
     With Proposition 4 by the paper's KL, `8 R^2 alpha_T sqrt(KL_0 / 2) + 2 int e <= accuracy^2`. The term `alpha` is the
     largest `alpha_T` allowed, at most 1; a schedule whose `alpha(1)` is at most that will do. Raises `UserError` where
-    the flow alone is worse.
+    the flow alone is worse, or a number is negative.
     """
-    slope = 8 * radius**2 * math.sqrt(kl_data / 2)
+    slope = 8 * positive("radius", radius) ** 2 * math.sqrt(positive("kl_data", kl_data) / 2)
     alpha = min(1.0, _left(flow, accuracy) / slope) if slope else 1.0
     return _with_horizon(flow, alpha, prior=slope / 2 * alpha)
 
@@ -39,9 +39,9 @@ def corollary_5(flow: Estimate, L: float, second_moment: float, dim: int, accura
     """The horizon that brings Corollary 2 down to `accuracy^2`: `2 L^2 alpha_T^2 (E||X_0||^2 + d) <= accuracy^2 - 2 int e`.
 
     Because `1 - sigma <= alpha^2 <= alpha`, the left-hand side is at least twice Proposition 3 (eq. 71). Term `alpha` and
-    error as in `corollary_4`; L is taken as known.
+    error as in `corollary_4`; L is taken as known. Raises `UserError` where a number is negative, too.
     """
-    slope = 2 * L**2 * (second_moment + dim)
+    slope = 2 * positive("L", L) ** 2 * (positive("second_moment", second_moment) + positive("dim", dim))
     alpha = min(1.0, math.sqrt(_left(flow, accuracy) / slope)) if slope else 1.0
     return _with_horizon(flow, alpha, prior=slope / 2 * alpha**2)
 
@@ -53,7 +53,8 @@ def _sum(flow: Estimate, prior: Certificate) -> Certificate:
         terms={
             "prior": prior.value,
             "flow": flow.value,
-            "minkowski": (math.sqrt(prior.value) + math.sqrt(flow.value)) ** 2,
+            # an unbiased estimate of what is not negative may be
+            "minkowski": (math.sqrt(max(prior.value, 0.0)) + math.sqrt(max(flow.value, 0.0))) ** 2,
         },
         estimates=prior.estimates,
     )

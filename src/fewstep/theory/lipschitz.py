@@ -20,10 +20,12 @@ from fewstep.shapes import flat, per_item
 
 @dataclass(frozen=True, kw_only=True)
 class Lipschitz:
-    """`largest`: the largest local constant on the states seen, an *estimate from below* of L and no bound.
+    """`largest`: the largest local constant on the states seen, an *estimate* of L and no bound on it.
 
-    (It is L itself where J does not depend on x, as for the exact posterior of a Gaussian.) `typical`: the root of the mean
-    of their squares, what a small random disturbance of the states meets at most.
+    It is too small where the worst state was not seen, and too large where J depends on the noise: the largest eigenvalue
+    of a mean over some noises is above that of the expectation in the mean (for `g = z x` with 16 noises by a third).
+    It is L itself where J depends on neither, as for the exact posterior of a Gaussian. `typical`: the root of the mean of
+    the squares over states, what a small random disturbance of the states meets at most.
     """
 
     largest: float

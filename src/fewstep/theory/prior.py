@@ -15,14 +15,17 @@ from fewstep.models.base import PosteriorModel
 from fewstep.samplers.ancestral import Ancestral
 from fewstep.schedule import Schedule
 from fewstep.shapes import flat
-from fewstep.theory.certificate import Certificate, Estimate, check_draws
+from fewstep.theory.certificate import Certificate, Estimate, check_draws, positive
 from fewstep.theory.lipschitz import Lipschitz
 
 
 def start_error(second_moment: float, dim: int, schedule: Schedule, horizon: float = 1.0) -> Certificate:
     """`W2^2(N(0, I), q_T) <= alpha_T^2 E||X_0||^2 + (1 - sigma_T)^2 d`, by sharing the noise (eq. 41-42)."""
     alpha, sigma = _at(schedule, horizon)
-    mean, spread = alpha**2 * _positive("second_moment", second_moment), (alpha**2 / (1 + sigma)) ** 2 * dim
+    mean, spread = (
+        alpha**2 * positive("second_moment", second_moment),
+        (alpha**2 / (1 + sigma)) ** 2 * positive("dim", dim),
+    )
     return Certificate(value=mean + spread, terms={"alpha^2 E||X_0||^2": mean, "(1 - sigma)^2 d": spread})
 
 
@@ -34,7 +37,7 @@ def proposition_3(
     Assumed: a draw is L-Lipschitz in `x_T` at shared noise, in expectation over the noise (eq. 29). A number L is taken
     as known; a measured `Lipschitz` gives its `largest`, and the certificate lists it among its estimates.
     """
-    constant = L.largest if isinstance(L, Lipschitz) else _positive("L", L)
+    constant = L.largest if isinstance(L, Lipschitz) else positive("L", L)
     start = start_error(second_moment, dim, schedule, horizon).value
     return Certificate(
         value=constant**2 * start,
@@ -73,7 +76,7 @@ def kl_by_contraction(kl_data: float, schedule: Schedule, horizon: float = 1.0) 
 
     In its own clock `s = 1/2 int beta` it does so by `exp(-2 s)`, which is `alpha^2`. Vacuous for data without a density.
     """
-    return _at(schedule, horizon)[0] ** 2 * _positive("kl_data", kl_data)
+    return _at(schedule, horizon)[0] ** 2 * positive("kl_data", kl_data)
 
 
 def kl_by_convexity(second_moment: float, dim: int, schedule: Schedule, horizon: float = 1.0) -> float:
@@ -82,7 +85,7 @@ def kl_by_convexity(second_moment: float, dim: int, schedule: Schedule, horizon:
     KL is convex, and `q_T` is the mean over `x_0` of `N(alpha_T x_0, sigma_T^2 I)`.
     """
     a = _at(schedule, horizon)[0] ** 2
-    return 0.5 * (a * _positive("second_moment", second_moment) + dim * _log_excess(a))
+    return 0.5 * (a * positive("second_moment", second_moment) + positive("dim", dim) * _log_excess(a))
 
 
 def proposition_4(radius: float, kl: float) -> Certificate:
@@ -92,8 +95,8 @@ def proposition_4(radius: float, kl: float) -> Certificate:
     Assumed: both laws lie in the ball of radius R around the origin, which a network's draws do only if they are cut
     off there. No Lipschitz constant.
     """
-    tv = min(1.0, math.sqrt(_positive("kl", kl) / 2))
-    return Certificate(value=4 * _positive("radius", radius) ** 2 * tv, terms={"4 R^2": 4 * radius**2, "TV": tv})
+    tv = min(1.0, math.sqrt(positive("kl", kl) / 2))
+    return Certificate(value=4 * positive("radius", radius) ** 2 * tv, terms={"4 R^2": 4 * radius**2, "TV": tv})
 
 
 def _at(schedule: Schedule, horizon: float) -> tuple[float, float]:
@@ -108,9 +111,3 @@ def _log_excess(a: float) -> float:
     if a > 0.01:
         return -math.log1p(-a) - a
     return sum(a**k / k for k in range(2, 10))
-
-
-def _positive(name: str, value: float) -> float:
-    if not value >= 0:
-        raise UserError(f"{name} is not negative, but {value} was given")
-    return value
