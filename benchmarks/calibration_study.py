@@ -28,6 +28,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation import yardstick
 from fewstep.files import write_file
 from fewstep.metrics import EnergyDistance, FrechetDistance
+from fewstep.objectives import STMD, EnergyScoreObjective
 from fewstep.recipe import Recipe
 from fewstep.recipes import find_recipe
 from fewstep.samplers import Ancestral
@@ -64,6 +65,7 @@ def method(problem: str, name: str) -> Recipe:
     base, _, peers = name.partition("+")
     recipe = find_recipe(f"{problem}-{base}")
     if peers:
+        assert isinstance(recipe.objective, STMD | EnergyScoreObjective)
         recipe = replace(recipe, name=f"{problem}-{name}", objective=replace(recipe.objective, peers=True))
     return recipe
 
@@ -115,8 +117,8 @@ def measure(run: Path, recipe: Recipe, flags: argparse.Namespace) -> dict:
     """What is asked of a trained run."""
     model = fewstep.load(run)
     rule = yardstick(recipe.dataset, flags.n)
-    few = [(seen, tuple(m for m in found if isinstance(m, DISTANCES))) for seen, found in rule.metrics]
-    rule = replace(rule, metrics=tuple(few))
+    kept = [(seen, tuple(m for m in found if isinstance(m, DISTANCES))) for seen, found in rule.metrics]
+    rule = replace(rule, metrics=tuple(kept))
     cells: dict[str, list] = {}
     for m in (1, 4):
         for n in [n for n in STEPS if n <= (flags.most_steps if m == 1 else 8)]:
@@ -132,8 +134,12 @@ def measure(run: Path, recipe: Recipe, flags: argparse.Namespace) -> dict:
     floors = {
         name: statistics.fmean(f[name] for f in floor) for name in ("energy_distance", "frechet") if name in floor[0]
     }
-    plan = CalibrationPlan(pairs=flags.pairs, draws=flags.draws, flow_steps=tuple(flags.flow_steps))
+    plan = CalibrationPlan(pairs=flags.pairs, draws=flags.draws, flow_steps=(1,))
     calibration = calibrate(model, recipe.dataset, plan)
+    if 4 in flags.flow_steps:
+        few = replace(plan, pairs=min(flags.pairs or 2000, 2000), draws=flags.draws // 2, flow_steps=(4,))
+        found = calibrate(model, recipe.dataset, few)["families"]
+        calibration["families"].append(next(family for family in found if family["name"] == "M = 4"))
     return {"cells": cells, "rises": rises(rows), "floor": floors, "calibration": calibration}
 
 
@@ -227,7 +233,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of the first method")
     parser.add_argument("--pairs", type=int, help="held-out pairs for each tau")
     parser.add_argument("--draws", type=int, default=63, help="draws for each pair")
-    parser.add_argument("--flow-steps", nargs="+", type=int, default=[1, 4], help="M whose draws are tested")
+    parser.add_argument(
+        "--flow-steps", nargs="+", type=int, default=[1, 4], help="M whose draws are tested: 1, or 1 and 4"
+    )
     parser.add_argument("--n", type=int, help="samples for each distance")
     parser.add_argument("--most-steps", type=int, default=64, help="largest N")
     parser.add_argument("--sampling-seeds", type=int, default=4)
