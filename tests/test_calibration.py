@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats as scipy_stats
 from torch import Tensor
 
 from fewstep import MixturePosterior, VPSchedule
-from fewstep.calibration import EXACT, NARROWED, PRIOR, CalibrationPlan, Prior, calibrate
+from fewstep.calibration import EXACT, NARROWED, OWN, PRIOR, CalibrationPlan, Prior, calibrate
 from fewstep.calibration_report import document, figures, tables, verdicts
 from fewstep.datasets import T2, Arrays, Digits
 from fewstep.datasets.base import Dataset, TensorExamples
@@ -21,6 +22,7 @@ from fewstep.networks import MLPConfig
 from fewstep.posterior import ParticlePosterior, Posterior
 from fewstep.verdict import holm, judge, numbers, words
 from problems import generator, seeded
+from stats import accepts, rejects
 
 DATA = T2()
 TRUTH = MixturePosterior(DATA.mixture, VPSchedule())
@@ -176,11 +178,25 @@ def test_images_have_no_exact_posterior_and_constant_pixels_no_ranks():
     x_0 = Digits().test().up_to(60)["x_0"].flatten(1)
     assert result["components_left_out"] == int((x_0.std(0) == 0).sum()) > 0
     assert result["components"] + result["components_left_out"] == 64
-    assert [f["name"] for f in result["families"]] == ["M = 1", "M = 2", NARROWED, PRIOR]
+    assert [f["name"] for f in result["families"]] == ["M = 1", "M = 2", OWN, NARROWED, PRIOR]
     assert "exact" not in family(result)["rows"][0]
     assert len(tables(result)) == 3
-    assert family(result, NARROWED)["rows"][0]["words"] != ["calibrated"]
     assert family(result, PRIOR)["rows"][0]["explained"] < 0.05
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.25])
+def test_without_the_exact_posterior_the_controls_are_the_models_own_draws(tmp_path, factor):
+    """However wrong the model is, they are accepted; narrowed by .8 they are rejected, also where that would mend the model."""
+    np.savez(tmp_path / "points.npz", x_0=DATA.mixture.sample((1000,), generator(0)).float().numpy())
+    data = Arrays(path=str(tmp_path / "points.npz"), test_share=0.6)
+    result = calibrate(Changed(factor=factor), data, replace(PLAN, pairs=600, draws=31))
+    assert [f["name"] for f in result["families"]] == ["M = 1", OWN, NARROWED, PRIOR]
+    assert [f["calibrated"] for f in result["families"]] == [False, True, False, False]
+    assert [f["positive"] for f in result["families"]] == [False, True, False, False]
+    assert family(result, NARROWED)["rows"][0]["words"] == ["too narrow"]
+    said = verdicts(result | {"recipe": "points"})
+    assert f"{OWN}: calibrated, as it has to be" in said[-3]
+    assert "rejected, as it has to be: too narrow" in said[-2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +252,7 @@ class Moved(Posterior):
 def test_images_are_ranked_as_they_would_be_stored(told, jitter, accepted):
     """Noise that rounding to the grey levels takes away is no fault; where the levels are not known, and beyond them, it is."""
     data = Levels(told=told)
-    result = calibrate(Jittered(data.train().x_0, jitter), data, replace(PLAN, taus=(0.1,), pairs=1000, draws=31))
+    result = calibrate(Jittered(data.train().x_0, jitter), data, replace(PLAN, taus=(0.1,), pairs=500, draws=31))
     assert family(result)["calibrated"] == accepted
     assert result["grey_step"] == (0.5 if told else None)
 
@@ -273,6 +289,33 @@ def test_holm_is_between_the_raw_values_and_bonferroni():
     assert holm([0.5, 0.01, 0.02]) == pytest.approx([0.5, 0.03, 0.04])
     assert holm([0.01, 0.012]) == pytest.approx([0.02, 0.02])
     assert holm([]) == []
+
+
+def test_a_calibrated_family_is_rejected_no_more_often_than_it_says():
+    """Five times, three components, of uniform ranks, 90 times, at 10 %: the words, and the p-value of the composition.
+
+    Without Holm's method, a wrong twin, it is more.
+    """
+    n, m, groups, level, repeats = 60, 15, 20, 0.1, 90
+    source = generator(0)
+    sizes = [{"size": float(n / groups)} for _ in range(groups)]
+    score = dict.fromkeys(("spread_2", "skill_2", "rmse_2", "energy_score", "crps"), 1.0)
+    score |= dict.fromkeys(("composed_spread_2", "composed_skill_2", "composed_energy_score"), 1.0)
+    rejected, disagreeing, raw = 0, 0, 0
+    for i in range(repeats):
+        family = []
+        for tau in (0.1, 0.2, 0.3, 0.5, 0.8):
+            found = {name: torch.randint(m + 1, (n, d), generator=source) for name, d in (("ranks", 3), ("tarp", 1))}
+            found |= {"composed": found["tarp"], "centres": torch.randn(n, 3, generator=source)}
+            distances = torch.randn(groups, generator=source).double().tolist()
+            rows = [size | score | {"distance": distance} for size, distance in zip(sizes, distances, strict=True)]
+            family.append({"tau": tau, "explained_linearly": 0.5} | numbers(rows, found, m, 16, i))
+        rejected += not judge(family, level)
+        disagreeing += not all(row["composition"]["agrees"] for row in family)
+        raw += min(row[name] for row in family for name in ("rank_p", "tarp_p")) < level
+    for count in (rejected, disagreeing):
+        assert accepts(float(scipy_stats.binomtest(count, repeats, level, alternative="greater").pvalue))
+    assert rejects(float(scipy_stats.binomtest(raw, repeats, level, alternative="greater").pvalue))
 
 
 def row_of(**changes) -> dict:

@@ -7,8 +7,9 @@
   -1 +- .01 where the data are -1 would be told from them;
 - *scores*: coverage of central intervals, spread over skill, CRPS, energy and variogram score;
 - *composition*: the draws of `x_tau -> x_s -> x_0`, `s = tau / 2`, beside those of `x_tau -> x_0`;
-- *controls* that go the same way: where the data is a mixture its exact posterior (positive), and, so that a reader sees
-  what is rejected, a narrowed copy and a sampler of the prior (negative).
+- *controls* that go the same way. Positive: the exact posterior where the data is a mixture, else the model's own draws
+  with one of them as the truth, from which they cannot be told whatever the model is. Negative, so that a reader sees what is
+  rejected: the same pulled towards their mean, and a sampler of the prior.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from fewstep.shapes import flat
 from fewstep.verdict import LEVELS, judge, numbers
 
 LEAST_PAIRS, GROUPS, POOL, FACTOR = 50, 50, 5000, 0.8
-EXACT, NARROWED, PRIOR = "exact posterior", f"narrowed by {FACTOR}", "prior sampler"
+EXACT, OWN, NARROWED, PRIOR = "exact posterior", "own draw as truth", f"narrowed by {FACTOR}", "prior sampler"
 _STATES, _TIES, _MODEL, _TRUTH, _PRIOR, _COMPOSED = range(6)  # independent streams of one seed
 
 
@@ -107,15 +108,17 @@ def calibrate(
     with Meter("calibration", len(plan.taus) * len(counts), unit="case", quiet=quiet) as meter:
         for done, tau in enumerate(plan.taus):
             trial, truth = _Trial.at(tau, x_0, pool, varying, test.step, model.schedule, plan), None
+            known, own, positive = (exact, False, EXACT) if exact is not None else (model, True, OWN)
+            row, draws = _measure(known, trial, counts[0], _TRUTH, keep=not own, own=own)
+            families.setdefault(positive, []).append(row)
             if exact is not None:
-                row, truth = _measure(exact, trial, 1, _TRUTH, keep=True)
-                families.setdefault(EXACT, []).append(row)
+                truth = draws
             for m in counts:
                 row, draws = _measure(model, trial, m, _MODEL, compose=True, keep=truth is not None)
                 if truth is not None and draws is not None:
                     row["exact"] = VarianceRatio()(draws, truth) | ConditionalEnergyDistance()(draws, truth)
                 families.setdefault(f"M = {m}", []).append(row)
-            row, _ = _measure(exact or model, trial, counts[0], _TRUTH if exact else _MODEL, factor=FACTOR)
+            row, _ = _measure(known, trial, counts[0], _TRUTH, factor=FACTOR, own=own)
             families.setdefault(NARROWED, []).append(row)
             families.setdefault(PRIOR, []).append(_measure(prior, trial, 1, _PRIOR)[0])
             meter.update((done + 1) * len(counts))
@@ -128,7 +131,7 @@ def calibrate(
         "grey_step": test.step,
         "levels": list(LEVELS),
         "families": [
-            {"name": name, "control": not name.startswith("M = "), "positive": name == EXACT}
+            {"name": name, "control": not name.startswith("M = "), "positive": name in (EXACT, OWN)}
             | {"calibrated": judge(rows, plan.level), "rows": rows}
             for name, rows in sorted(families.items(), key=lambda item: not item[0].startswith("M = "))
         ],
@@ -213,11 +216,12 @@ def _measure(
     factor: float = 1.0,
     compose: bool = False,
     keep: bool = False,
+    own: bool = False,
 ) -> tuple[dict[str, Any], Tensor | None]:
     """A row: every test of a model at one tau; and the draws `(m, n, ...)` themselves, where they are to be kept.
 
-    The draws are pulled towards their mean by `factor`. Works through groups of pairs, whose scores are what the intervals
-    resample: how the pairs are grouped depends on their number alone.
+    The draws are pulled towards their mean by `factor`. With `own`, one more draw takes the place of the truth. Works through
+    groups of pairs, whose scores are what the intervals resample: how the pairs are grouped depends on their number alone.
     """
     n, half = len(trial.x_0), trial.plan.draws // 2
     groups: list[dict[str, float]] = []
@@ -225,13 +229,15 @@ def _measure(
     for first, last in pairwise(np.linspace(0, n, min(GROUPS, n // 2) + 1).round().astype(int).tolist()):
         starts = range(first, last, trial.plan.batch_size)
         parts = [
-            _draw(model, trial, flow_steps, stream, i, min(i + trial.plan.batch_size, last), compose) for i in starts
+            _draw(model, trial, flow_steps, stream, i, min(i + trial.plan.batch_size, last), compose, own)
+            for i in starts
         ]
         draws, means, composed = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        truths, draws = (draws[0], draws[1:]) if own else (trial.x_0[first:last], draws)
         centre = draws.mean(0)
         draws = centre + factor * (draws - centre) if factor != 1 else draws
         x_0, references, ties = (
-            trial.x_0[first:last],
+            truths,
             trial.references[first:last],
             _generators(trial.plan, _TIES, first, last)[0],
         )
@@ -255,13 +261,15 @@ def _measure(
 
 
 def _draw(
-    model: PosteriorModel, trial: _Trial, flow_steps: int, stream: int, first: int, last: int, compose: bool
+    model: PosteriorModel, trial: _Trial, flow_steps: int, stream: int, first: int, last: int, compose: bool, more: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the pairs first .. last - 1: draws `(m, n, ...)`, the posterior's mean `(1, n, ...)`, and composed draws.
 
+    `more`: m + 1 draws.
+
     A composed draw goes on from a given one: `x_s ~ p(x_s | x_0, x_tau)`, then `x_0 ~ q(x_0 | x_s)`.
     """
-    m, s, x_tau = trial.plan.draws, trial.tau / 2, trial.x_tau[first:last]
+    m, s, x_tau = trial.plan.draws + more, trial.tau / 2, trial.x_tau[first:last]
     generators = _generators(trial.plan, stream, first, last)
     q = model(x_tau.to(model.like), trial.tau)
     draws = q.sample((m,), flow_steps=flow_steps, generator=generators).to(x_tau)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.metrics.ranks import coverage, histogram, kolmogorov_smirnov, randomised
+from fewstep.metrics.ranks import column_p_values, coverage, histogram, randomised
 
 CALIBRATED, NARROW, WIDE, BIASED = "calibrated", "too narrow", "too wide", "biased"
 SHAPE, IGNORING = "wrong shape", "ignoring x_tau"
@@ -74,9 +74,16 @@ def numbers(groups: list[dict[str, float]], found: dict[str, Tensor], m: int, bi
             "energy_score": scores.mean("composed_energy_score"),
             "energy_distance": distance,
             "energy_distance_se": error,
-            "energy_distance_p": 0.5 * math.erfc(distance / max(error, 1e-12) / math.sqrt(2)),  # one-sided
+            "energy_distance_p": _upper_tail(distance / max(error, 1e-12), len(groups)),
         }
     return row
+
+
+def _upper_tail(z: float, groups: int) -> float:
+    """The one-sided p-value of a mean over groups in units of its bootstrap error, `sqrt((groups - 1) / groups)` too small."""
+    from scipy.stats import t
+
+    return float(t.sf(z * math.sqrt((groups - 1) / groups), groups - 1))
 
 
 def _rank_numbers(rank: Tensor, m: int, generator: torch.Generator) -> dict[str, Any]:
@@ -89,8 +96,7 @@ def _rank_numbers(rank: Tensor, m: int, generator: torch.Generator) -> dict[str,
     components may depend on each other.
     """
     n, d = rank.shape
-    u = randomised(rank, m, generator)
-    p = (2 * torch.minimum(kolmogorov_smirnov(u)[1], kolmogorov_smirnov((2 * u - 1).abs())[1])).clamp_max(1)
+    p = column_p_values(randomised(rank, m, generator))
     level = (rank.double() + 0.5) / (m + 1)
     apart = (level - level.mean(0)).square()
     z = (level.mean(0) - 0.5).abs() / (apart.mean(0).sqrt() / math.sqrt(n)).clamp_min(1e-12)

@@ -44,15 +44,19 @@ def uniformity(rank: Tensor, m: int, generator: torch.Generator) -> Tensor:
 
 
 def calibration_test(rank: Tensor, m: int, generator: torch.Generator) -> tuple[float, float]:
-    """One p-value that the ranks of all columns are uniform, and the largest `sup_u |F_n(u) - u|` of a column.
-
-    Each column is tested twice: `u`, which moves with a bias, and `|2u - 1|`, which moves with the spread and sees its
-    error with a quarter of the cases that u needs. The smallest p-value is multiplied by the number of tests (Bonferroni).
-    """
+    """One p-value that the ranks of all columns are uniform, Bonferroni's, and the largest `sup_u |F_n(u) - u|` of a column."""
     u = randomised(rank, m, generator)
-    statistic, p_value = kolmogorov_smirnov(u)
-    smallest = torch.minimum(p_value, kolmogorov_smirnov((2 * u - 1).abs())[1]).min().item()
-    return min(1.0, 2 * len(p_value) * smallest), statistic.max().item()
+    p = column_p_values(u)
+    return min(1.0, len(p) * p.min().item()), kolmogorov_smirnov(u)[0].max().item()
+
+
+def column_p_values(u: Tensor) -> Tensor:
+    """The p-value of each column of `(n, columns)` numbers, uniform on [0, 1] where the truth is a draw: `(columns,)`.
+
+    Each is tested twice: `u`, which moves with a bias, and `|2u - 1|`, which moves with the spread and sees its error with
+    a quarter of the cases that u needs; the smaller p-value counts twice (Bonferroni).
+    """
+    return (2 * torch.minimum(kolmogorov_smirnov(u)[1], kolmogorov_smirnov((2 * u - 1).abs())[1])).clamp_max(1)
 
 
 def randomised(rank: Tensor, m: int, generator: torch.Generator) -> Tensor:
