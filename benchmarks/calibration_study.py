@@ -137,7 +137,9 @@ def measure(run: Path, recipe: Recipe, flags: argparse.Namespace) -> dict:
     plan = CalibrationPlan(pairs=flags.pairs, draws=flags.draws, flow_steps=(1,))
     calibration = calibrate(model, recipe.dataset, plan)
     if 4 in flags.flow_steps:
-        few = replace(plan, pairs=min(flags.pairs or 2000, 2000), draws=flags.draws // 2, flow_steps=(4,))
+        few = replace(
+            plan, pairs=min(flags.pairs or 2000, 2000), draws=flags.draws // 2, flow_steps=(4,), controls=False
+        )
         found = calibrate(model, recipe.dataset, few)["families"]
         calibration["families"].append(next(family for family in found if family["name"] == "M = 4"))
     return {"cells": cells, "rises": rises(rows), "floor": floors, "calibration": calibration}

@@ -257,6 +257,13 @@ def test_images_are_ranked_as_they_would_be_stored(told, jitter, accepted):
     assert result["grey_step"] == (0.5 if told else None)
 
 
+def test_without_controls_the_rest_is_the_same(flow):
+    """The exact posterior stays, which the model is compared with."""
+    found = calibrate(small_flow((2,)), DATA, replace(SMALL, controls=False))
+    assert [f["name"] for f in found["families"]] == ["M = 1", "M = 2", EXACT]
+    assert floats(found["families"]) == floats(flow["families"][:3])
+
+
 def test_what_has_no_posterior_is_refused():
     for config in (MeanFlowConfig(network=NETWORK), ConsistencyMapConfig(network=NETWORK)):
         with pytest.raises(UserError, match="has no posterior"):

@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 import fewstep
+import fewstep.metrics
+import fewstep.objectives
+import fewstep.theory
 
 SOURCE = Path(fewstep.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LONGEST = 300
+OF_THEORY_INSIDE = {  # results, inputs, and what the bounds are made of: their docstrings do
+    "Distance", "Estimate", "Level", "Lipschitz", "ModelCertificate", "Row",
+    *("bridge_weights", "data_law", "exact_flow_map", "gaussian_distance", "interpolate_levels", "measure"),
+    *("posterior_law", "second_moment", "velocity"),
+}  # fmt: skip
 
 
 def too_long(source: str) -> list[str]:
@@ -107,3 +115,19 @@ def test_every_offence_counts():
     assert without_docstring("class A: pass\ndef _f(): pass\nasync def g(): pass") == ["module", "A", "g"]
     assert pickling("from torch import save, load") == ["torch.save", "torch.load"]
     assert not pickling("import safetensors.torch\nsafetensors.torch.load(b'')\njson.load(f)")
+
+
+@pytest.mark.parametrize(
+    ("page", "family", "left_out"),
+    [
+        ("objectives.md", fewstep.objectives, {"Batch", "Loss", "Objective"}),
+        ("metrics.md", fewstep.metrics, {"Metric", "inception_features"}),
+        ("theory.md", fewstep.theory, OF_THEORY_INSIDE),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_public_name_has_its_place_in_the_docs(page, family, left_out):
+    text = (SOURCE.parents[1] / "docs" / page).read_text()
+    missing = {name for name in family.__all__ if f"`{name}" not in text} - left_out
+    assert not missing
+    assert {name for name in [*family.__all__, "Unheard"] if f"`{name}" not in text} - left_out == {"Unheard"}

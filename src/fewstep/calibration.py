@@ -63,6 +63,8 @@ class CalibrationPlan:
     """Bars of the rank histograms; they divide draws + 1."""
     level: float = 0.01
     """Chance that a calibrated posterior is rejected, over all times and components of one M together."""
+    controls: bool = True
+    """Whether the controls are run beside the model; without them an acceptance may mean that there were too few pairs."""
     seed: int = 0
     """Seed of the pairs and the draws."""
     batch_size: int = 50
@@ -109,18 +111,18 @@ def calibrate(
         for done, tau in enumerate(plan.taus):
             trial, truth = _Trial.at(tau, x_0, pool, varying, test.step, model.schedule, plan), None
             known, own, positive = (exact, False, EXACT) if exact is not None else (model, True, OWN)
-            row, draws = _measure(known, trial, counts[0], _TRUTH, keep=not own, own=own)
-            families.setdefault(positive, []).append(row)
-            if exact is not None:
-                truth = draws
+            if plan.controls or not own:
+                row, truth = _measure(known, trial, counts[0], _TRUTH, keep=not own, own=own)
+                families.setdefault(positive, []).append(row)
             for m in counts:
                 row, draws = _measure(model, trial, m, _MODEL, compose=True, keep=truth is not None)
                 if truth is not None and draws is not None:
                     row["exact"] = VarianceRatio()(draws, truth) | ConditionalEnergyDistance()(draws, truth)
                 families.setdefault(f"M = {m}", []).append(row)
-            row, _ = _measure(known, trial, counts[0], _TRUTH, factor=FACTOR, own=own)
-            families.setdefault(NARROWED, []).append(row)
-            families.setdefault(PRIOR, []).append(_measure(prior, trial, 1, _PRIOR)[0])
+            if plan.controls:
+                row, _ = _measure(known, trial, counts[0], _TRUTH, factor=FACTOR, own=own)
+                families.setdefault(NARROWED, []).append(row)
+                families.setdefault(PRIOR, []).append(_measure(prior, trial, 1, _PRIOR)[0])
             meter.update((done + 1) * len(counts))
     components = int(varying.sum())
     return {
