@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from fewstep.errors import UserError
 
@@ -114,3 +115,14 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in a file's content, or a `UserError` that names the file."""
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore the file") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; restore the file")
+    return value

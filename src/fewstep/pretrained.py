@@ -13,7 +13,7 @@ from fewstep import __version__
 from fewstep.configuration import from_config, to_config
 from fewstep.draws import item_generators, normal
 from fewstep.errors import UserError
-from fewstep.files import CHECKSUMS, read_checked, write_folder
+from fewstep.files import CHECKSUMS, parse_json, read_checked, write_folder
 from fewstep.models.base import Model
 from fewstep.models.mean_flow import MeanFlow
 from fewstep.samplers.ancestral import Ancestral
@@ -156,14 +156,3 @@ def newest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run folder, or None where it has none."""
     checkpoints = sorted((run / "checkpoints").glob("step-*"))
     return checkpoints[-1] if checkpoints else None
-
-
-def parse_json(content: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object in a file's content, or a `UserError` that names the file."""
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore the file") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; restore the file")
-    return value

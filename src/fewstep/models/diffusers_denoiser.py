@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+from fewstep.files import parse_json
 from fewstep.models.base import PosteriorModel
 from fewstep.posterior import DiracPosterior
-from fewstep.pretrained import parse_json
 from fewstep.schedule import Schedule, Times
 from fewstep.shapes import per_item
 

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fewstep.configuration import differences, from_config, to_config
 from fewstep.errors import UserError
-from fewstep.files import read_checked, write_folder
+from fewstep.files import parse_json, read_checked, write_folder
 from fewstep.models.base import Model
 from fewstep.pretrained import (
     CONFIG,
@@ -29,7 +29,6 @@ from fewstep.pretrained import (
     check_fingerprint,
     fingerprint,
     newest_checkpoint,
-    parse_json,
     pretrained_files,
     tensor_bytes,
 )

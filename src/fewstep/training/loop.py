@@ -22,10 +22,10 @@ from torch.optim.swa_utils import AveragedModel
 from fewstep.configuration import to_config
 from fewstep.draws import Shard, Source
 from fewstep.errors import UserError
-from fewstep.files import PARTIAL, remove_partial, write_file
+from fewstep.files import PARTIAL, parse_json, remove_partial, write_file
 from fewstep.models.base import Model
 from fewstep.objectives.base import Batch, Objective
-from fewstep.pretrained import newest_checkpoint, parse_json
+from fewstep.pretrained import newest_checkpoint
 from fewstep.progress import Meter, peak_memory
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.training.checkpoint import TrainingState, check_recipe, restore_checkpoint, save_checkpoint

@@ -7,8 +7,8 @@ import tarfile
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.files import CHECKSUMS, read_checked, write_file, write_folder
-from fewstep.pretrained import newest_checkpoint, parse_json
+from fewstep.files import CHECKSUMS, parse_json, read_checked, write_file, write_folder
+from fewstep.pretrained import newest_checkpoint
 from fewstep.training.checkpoint import STATE, TENSORS
 
 MANIFEST = "manifest.json"
