@@ -36,7 +36,7 @@ mnist_small_stmd = Recipe(
     description="STMD by velocity, semigroup and energy score on MNIST, a small network and budget (half an hour on a CPU)",
     dataset=MNIST(),
     model=PosteriorFlowConfig(network=SMALL_UNET, scaling=GaussianScaling()),
-    objective=calibrated(weight=14.0, share=0.5, detour=0.5),
+    objective=calibrated(weight=14.0, share=0.5),
     optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=100),
     sampler=Ancestral(steps=4, flow_steps=4),
     steps=2000,
