@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 import fewstep
+import fewstep.inverse
 import fewstep.metrics
 import fewstep.objectives
+import fewstep.operators
 import fewstep.theory
 
 SOURCE = Path(fewstep.__file__).parent
@@ -123,6 +125,8 @@ def test_every_offence_counts():
         ("objectives.md", fewstep.objectives, {"Batch", "Loss", "Objective"}),
         ("metrics.md", fewstep.metrics, {"Metric", "inception_features"}),
         ("theory.md", fewstep.theory, OF_THEORY_INSIDE),
+        ("operators.md", fewstep.operators, set()),
+        ("inverse-problems.md", fewstep.inverse, {"MALA", "PCN", "LatentChain", "InverseMethod"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

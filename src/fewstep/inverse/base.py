@@ -1,0 +1,248 @@
+"""What every method for inverse problems is: a posterior model, an operator and an observation in, samples of `p(x_0 | y)` out.
+
+`y = A(x_0) + noise`, b problems at once: `y` `(b, *y_shape)`, samples `(k, b, *item_shape)`, k for each problem. Inside, the
+states of all chains are rows `(k b, *item_shape)`, sample by sample; the network sees at most `max_batch` of them at a
+time. With a sequence of generators, one for each problem, no problem changes another, nor does `max_batch` change any that
+it holds as a whole.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fewstep.draws import Source, normal_like, split
+from fewstep.errors import UserError
+from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
+from fewstep.models.consistency import ConsistencyMap
+from fewstep.operators import Noise, check_observation, is_linear
+from fewstep.particles import effective_sample_size
+from fewstep.posterior import FlowPosterior
+from fewstep.progress import Meter
+
+
+class DegeneracyWarning(UserWarning):
+    """Few of the samples carry the weight: what they say of the posterior is uncertain."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PosteriorSamples:
+    """Samples of `p(x_0 | y)`: `x` `(k, b, *item_shape)` with log-weights `log_w` `(k, b)` that sum to 1.
+
+    `ess` `(b,)` is the effective sample size; `log_z` `(b,)` the log-evidence `log p(y)` where the method estimates it;
+    `nfe` the network evaluations for each sample; `notes` what went wrong, in plain words.
+    """
+
+    x: Tensor
+    log_w: Tensor
+    ess: Tensor
+    log_z: Tensor | None
+    nfe: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> Tensor:
+        """The weighted mean of each problem, `(b, *item_shape)`."""
+        weights = self.log_w.exp().to(self.x)
+        return (weights.reshape(*weights.shape, *[1] * (self.x.ndim - 2)) * self.x).sum(0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """What a method found: samples `(k b, *item_shape)`; log-weights `(k, b)`, equal where None; log-evidence `(b,)`; notes."""
+
+    x: Tensor
+    log_w: Tensor | None = None
+    log_z: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """An observation with what made it, the model of what it was made of, and where the randomness comes from."""
+
+    model: PosteriorModel
+    operator: Any
+    noise: Noise
+    y: Tensor
+    generator: Source
+    flow_steps: int
+    max_batch: int
+
+    def start(self, k: int) -> Tensor:
+        """Standard normal states `(k b, *item_shape)`."""
+        like = self.y.new_empty(len(self.y), *self.model.item_shape)
+        return normal_like(like, self.generator, (k,)).flatten(0, 1)
+
+    def normal(self, x: Tensor, m: tuple[int, ...] = ()) -> Tensor:
+        """Standard normal numbers `(*m, *x.shape)` for rows x."""
+        return normal_like(x, self.source(len(x)), m)
+
+    def source(self, rows: int) -> Source:
+        """The source of the rows' randomness: a problem's generator serves all of its rows in turn."""
+        one_each = isinstance(self.generator, Sequence)
+        return list(self.generator) * (rows // len(self.y)) if one_each else self.generator  # type: ignore[arg-type]
+
+    def rows_of_y(self, rows: int) -> Tensor:
+        """The observation of each row, `(rows, *y_shape)`."""
+        return self.y.repeat(rows // len(self.y), *[1] * (self.y.ndim - 1))
+
+    def draw(self, x_tau: Tensor, tau: Tensor, m: int) -> Tensor:
+        """M draws of `q(x_0 | x_tau)` for each row, `(m, rows, *item_shape)`, a bounded number at a time."""
+        chunks = x_tau.split(max(1, self.max_batch // m))
+        sources = split(self.source(len(x_tau)), [len(chunk) for chunk in chunks])
+        parts = [
+            self._posterior(chunk, tau).sample((m,), flow_steps=self.flow_steps, generator=source).to(x_tau)
+            for chunk, source in zip(chunks, sources, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def push(self, x_tau: Tensor, tau: Tensor, z: Tensor) -> Tensor:
+        """The draws `(m, rows, *item_shape)` that the noise z `(m, rows, *item_shape)` becomes.
+
+        Raises `UserError` where draws are no function of Gaussian noise.
+        """
+        parts = []
+        for chunk, noise in zip(
+            *(v.split(max(1, self.max_batch // len(z)), d) for v, d in ((x_tau, 0), (z, 1))), strict=True
+        ):
+            q = self._posterior(chunk, tau)
+            if not isinstance(q, FlowPosterior):
+                raise UserError(
+                    f"draws of a {type(self.model).__name__} are no function of Gaussian noise: leave the chain and the "
+                    "reparametrised gradient off"
+                )
+            parts.append(q.sample((len(z),), flow_steps=self.flow_steps, noise=noise.to(self.model.like)).to(x_tau))
+        return torch.cat(parts, dim=1)
+
+    def _posterior(self, x_tau: Tensor, tau: Tensor):
+        return self.model(x_tau.to(self.model.like), tau)
+
+    def log_likelihood(self, x_0: Tensor) -> Tensor:
+        """`log p(y | x_0)` `(.., rows)` of draws `(.., rows, *item_shape)`."""
+        lead = x_0.shape[: x_0.ndim - len(self.model.item_shape)]
+        clean = self.operator.A(x_0.reshape(-1, *self.model.item_shape))
+        return self.noise.log_likelihood(self.rows_of_y(lead[-1]), clean.reshape(*lead, *clean.shape[1:]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseMethod(ABC):
+    """`method(model, operator, y, num_samples, generator) -> PosteriorSamples`; hyper-parameters are the fields.
+
+    `noise` is the law of the measurement's noise. A draw takes `flow_steps` network evaluations. At most `max_batch` draws, or
+    those of one problem, are held at a time, and no more go through the network at once. Raises `UserError` where the
+    model has no posterior, the observation does not fit the operator or holds NaN, or the method cannot take the operator
+    or the noise.
+    """
+
+    noise: Noise
+    flow_steps: int = 1
+    max_batch: int = 4096
+
+    linear_only: ClassVar[bool] = False
+    remedy: ClassVar[str] = "take more samples"
+
+    def __post_init__(self) -> None:
+        if self.flow_steps < 1 or self.max_batch < 1:
+            raise UserError("flow_steps and max_batch count from 1 up")
+
+    def __call__(
+        self,
+        model: Model,
+        operator: Any,
+        y: Tensor,
+        num_samples: int,
+        generator: Source = None,
+        quiet: bool = True,
+    ) -> PosteriorSamples:
+        """`num_samples` samples for each of the problems `y` `(b, *y_shape)`; randomness is drawn from the generator(s)."""
+        name = type(self).__name__
+        if not isinstance(model, PosteriorModel) or isinstance(model, ConsistencyMap):
+            raise UserError(f"{name} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none")
+        if num_samples < 1:
+            raise UserError(f"num_samples counts from 1 up, not {num_samples}")
+        if self.linear_only and not is_linear(operator):
+            raise UserError(
+                f"{name} needs a linear operator, one with A_adjoint, A_dagger and prox_l2, and {type(operator).__name__} is "
+                "none: take DecoupledSIR or NestedSMC, which need A alone"
+            )
+        check_observation(operator, y)
+        self.check(operator)
+        groups = y.split(max(1, self.max_batch // (num_samples * self.held)))
+        sources, total = split(generator, [len(group) for group in groups]), self.iterations * len(groups)
+        with torch.no_grad(), EvaluationCounter(model) as counter, Meter(name, total, quiet=quiet) as meter:
+            found = [
+                self.run(self._problem(model, operator, group, source), num_samples, Steps(meter, i * self.iterations))
+                for i, (group, source) in enumerate(zip(groups, sources, strict=True))
+            ]
+        shapes = [(num_samples, len(group)) for group in groups]
+        x = [one.x.reshape(*shape, *model.item_shape) for one, shape in zip(found, shapes, strict=True)]
+        weights = [
+            one.log_w if one.log_w is not None else y.new_zeros(shape) for one, shape in zip(found, shapes, strict=True)
+        ]
+        evidence = [one.log_z for one in found if one.log_z is not None]
+        log_w = torch.cat(weights, dim=1).double()
+        log_w = log_w - log_w.logsumexp(0)
+        ess = effective_sample_size(log_w)
+        said = dict.fromkeys(note for one in found for note in one.notes)  # once each
+        notes = tuple(f"{name}: {note}" for note in (*said, *_degenerate(log_w, ess, self.remedy)))
+        for note in notes:
+            warnings.warn(note, DegeneracyWarning, stacklevel=2)
+        return PosteriorSamples(
+            x=torch.cat(x, dim=1),
+            log_w=log_w,
+            ess=ess,
+            log_z=torch.cat(evidence) if evidence else None,
+            nfe=counter.items / (num_samples * len(y)),
+            notes=notes,
+        )
+
+    def _problem(self, model: PosteriorModel, operator: Any, y: Tensor, generator: Source) -> "Problem":
+        options = {"flow_steps": self.flow_steps, "max_batch": self.max_batch}
+        return Problem(model=model, operator=operator, noise=self.noise, y=y, generator=generator, **options)
+
+    @property
+    @abstractmethod
+    def iterations(self) -> int:
+        """How many steps the progress counts."""
+
+    @property
+    def held(self) -> int:
+        """How many draws are held at once for each sample."""
+        return 1
+
+    def check(self, operator: Any) -> None:
+        """`UserError` where the method cannot take this operator or this noise."""
+        return
+
+    @abstractmethod
+    def run(self, problem: Problem, k: int, meter: "Steps") -> Drawn:
+        """K samples for each problem."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A part of a progress: the steps of one group of problems, after those of others."""
+
+    meter: Meter
+    before: int
+
+    def update(self, done: int) -> None:
+        """Show that `done` steps of the group are done."""
+        self.meter.update(self.before + done)
+
+
+def _degenerate(log_w: Tensor, ess: Tensor, remedy: str) -> list[str]:
+    """Plain words for weights that few samples carry, where there are ten samples or more."""
+    k, b = log_w.shape
+    if k < 10:
+        return []
+    heavy = int((log_w.amax(0).exp() > 0.5).sum())
+    low = int((ess < 0.1 * k).sum())
+    if heavy:
+        return [f"one sample carries more than half of the weight in {heavy} of {b} problems: {remedy}"]
+    return [f"less than a tenth of the samples are effective in {low} of {b} problems: {remedy}"] if low else []

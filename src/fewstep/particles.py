@@ -1,0 +1,42 @@
+"""Weighted particles: log-weights, effective sample size, resampling. What samplers by importance share.
+
+Weights are `(k, b)`: k particles for each of b problems, in log space throughout.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fewstep.draws import Source, uniform
+
+
+def log_mean_exp(log_w: Tensor, axis: int = 0) -> Tensor:
+    """`log(1/k sum_i exp(log_w_i))` along an axis of length k."""
+    return log_w.logsumexp(axis) - math.log(log_w.shape[axis])
+
+
+def effective_sample_size(log_w: Tensor) -> Tensor:
+    """`(sum w)^2 / sum w^2` `(b,)` of `(k, b)`: k where the weights are equal, 1 where one has everything (Kong 1992)."""
+    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+
+
+def systematic(log_w: Tensor, generator: Source = None) -> Tensor:
+    """Indices `(k, b)` of k particles of each problem, drawn in proportion to the weights `(k, b)` with one uniform number each.
+
+    Particle i is drawn `floor(k w_i)` times or once more, `k w_i` times in the mean (Carpenter et al. 1999): of all unbiased
+    schemes in common use the one with the least noise.
+    """
+    k, b = log_w.shape
+    shares = log_w.double().softmax(0).cumsum(0)
+    u = uniform((b,), generator, like=shares)
+    points = (torch.arange(k, dtype=shares.dtype, device=shares.device)[:, None] + u) / k
+    index = torch.searchsorted(shares.T.contiguous(), (points * shares[-1]).T.contiguous(), right=True)
+    return index.clamp_(max=k - 1).T
+
+
+def take(x: Tensor, index: Tensor, axis: int = 0) -> Tensor:
+    """The particles `x` `(.., k, b, ...)` with the particle axis at `axis`, in the order of `index` `(k', b)`."""
+    shape = [1] * axis + list(index.shape) + [1] * (x.ndim - axis - 2)
+    target = [*x.shape[:axis], *index.shape, *x.shape[axis + 2 :]]
+    return x.gather(axis, index.reshape(shape).expand(target))

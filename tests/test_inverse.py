@@ -1,0 +1,389 @@
+"""Methods for inverse problems with the exact posterior model of T2, where `p(x_0 | y)` is known in closed form.
+
+`A = [1, .5]`, noise of variance .25, `y = .5`; noiseless inpainting: the first coordinate is .5. The exact model separates an
+algorithm's error from a network's.
+"""
+
+import math
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from fewstep import particles
+from fewstep.errors import UserError
+from fewstep.inverse import (
+    DPS,
+    MALA,
+    PCN,
+    DecoupledSIR,
+    DegeneracyWarning,
+    InverseMethod,
+    LookAhead,
+    NestedSMC,
+    NullSpace,
+    SplitGibbs,
+)
+from fewstep.inverse.base import Problem
+from fewstep.inverse.guidance import gradient_through_draws, shift_of_draws
+from fewstep.metrics import IntervalCoverage, SlicedWasserstein
+from fewstep.models import MeanFlow, MixturePosterior, PosteriorFlow
+from fewstep.models.base import PosteriorModel
+from fewstep.operators import Gaussian, HDRClip, Inpainting, Matrix, NoNoise, TensorMask
+from fewstep.posterior import DiracPosterior
+from fewstep.scaling import GaussianScaling, IdentityScaling
+from problems import SCHEDULE, TINY_MLP, doubles, generator, generators, normals, randomise, seeded, t2, tau_of
+from stats import accepts, rejects, z_tests
+
+MIXTURE, MODEL = t2(), MixturePosterior(t2(), SCHEDULE)
+MATRIX, SIGMA = doubles(1.0, 0.5)[None], 0.5
+A, NOISE, Y = Matrix(item_shape=(2,), matrix=MATRIX), Gaussian(sigma=SIGMA), doubles(0.5)[None]
+TRUTH = MIXTURE.condition(Y[0], MATRIX, SIGMA**2 * torch.eye(1).double())
+LOG_Z = -3.5676335577
+
+
+def weights(x, law=TRUTH):
+    """How often a sample `(n, 2)` comes from each component."""
+    return law.responsibilities(x).mean(0)
+
+
+def total_variation(x, law=TRUTH):
+    return 0.5 * (weights(x, law) - law.weights).abs().sum().item()
+
+
+def sliced(x, law=TRUTH):
+    return SlicedWasserstein()(x, law.sample((len(x),), generator(99)))["sliced_w2"]
+
+
+def samples(method, k=2000, y=Y, model=MODEL, operator=A, seed=0):
+    return method(model, operator, y, k, generator(seed))
+
+
+class Mean(PosteriorModel):
+    """The mean in place of draws."""
+
+    def forward(self, x_tau, tau):
+        return DiracPosterior(MODEL(x_tau, tau).mean())
+
+
+MEAN = Mean(SCHEDULE, (2,))
+
+
+# --- particles
+
+
+def test_the_effective_sample_size_counts_equal_weights():
+    equal, one, some = torch.zeros(5).double(), doubles(0, *[-math.inf] * 4), doubles(1, 2, 3, 4, 0).log()
+    found = particles.effective_sample_size(torch.stack([equal, one, some], dim=1) + 7)
+    assert_close(found, doubles(5, 1, 100 / 30))
+    assert_close(particles.log_mean_exp(torch.stack([equal, some], dim=1) + 7), doubles(7, 7 + math.log(2)))
+
+
+def test_systematic_resampling_is_unbiased_and_within_one():
+    log_w = doubles(0.1, 0.3, 0.05, 0.55).log()[:, None].expand(4, 4000)
+    counts = torch.nn.functional.one_hot(particles.systematic(log_w, generator(0)), 4).sum(0).double()
+    expected = 4 * doubles(0.1, 0.3, 0.05, 0.55)
+    assert accepts(z_tests(counts, expected))
+    assert rejects(z_tests(counts, doubles(0.5, 1.2, 0.2, 2.1)))
+    assert ((counts - expected).abs() < 1).all()
+
+
+def test_particles_are_taken_along_their_axis():
+    x = torch.arange(24).reshape(2, 3, 2, 2)  # draws, particles, problems, components
+    index = torch.tensor([[2, 0], [2, 1], [0, 1]])
+    found = particles.take(x, index, axis=1)
+    for i in range(3):
+        for j in range(2):
+            assert torch.equal(found[:, i, j], x[:, index[i, j], j])
+
+
+# --- exact or consistent
+
+
+def test_decoupled_sir():
+    """K = 5, J = 64; the more draws the closer, and with one draw it ignores y."""
+    found = samples(DecoupledSIR(noise=NOISE, levels=5, draws=64)).x[:, 0]
+    assert total_variation(found) < 0.05
+    assert sliced(found) < 0.15
+    few = samples(DecoupledSIR(noise=NOISE, levels=5, draws=4)).x[:, 0]
+    assert sliced(few) > 0.4
+    assert sliced(samples(DecoupledSIR(noise=NOISE, draws=1)).x[:, 0]) > 0.9
+
+
+@pytest.mark.parametrize("rho", [0.5, 1.0])
+def test_split_gibbs_has_its_stationary_law(rho):
+    """`p(x | y)` with the covariance `sigma_y^2 + rho^2 A A'`, not that without the second term."""
+    found = samples(SplitGibbs(noise=NOISE, rho=rho, anneal=20, steps=400)).x[:, 0]
+    law = MIXTURE.condition(Y[0], MATRIX, (SIGMA**2 + rho**2 * 1.25) * torch.eye(1).double())
+    assert sliced(found, law) < 0.1
+    assert sliced(found) > 0.2
+    if rho == 0.5:
+        assert_close(law.weights, doubles(0.18502929, 0.25915828, 0.55581244), atol=1e-7, rtol=0)
+
+
+def test_nested_smc_estimates_the_evidence_without_bias():
+    """N = 64, K = 20, J = 16, 400 problems at once: mean of `Zhat / Z` 1, small scatter; without annealing more of it."""
+    method = NestedSMC(noise=NOISE, steps=20, draws=16, prior_variance=3.0, max_batch=10**6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegeneracyWarning)
+        found, plain = (
+            samples(m, 64, Y.expand(400, 1), seed=1).log_z - LOG_Z for m in (method, replace(method, anneal=0.0))
+        )
+    for log_ratio in (found, plain):
+        ratio = log_ratio.exp()
+        assert abs(ratio.mean() - 1) < 3 * ratio.std() / 20
+    assert found.std() < 0.3
+    assert found.std() < plain.std()
+
+
+def test_nested_smc_has_the_posterior_with_one_draw_each():
+    """Exact in the number of particles for any J: weighted samples of 64 runs, each problem by itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegeneracyWarning)
+        found = samples(NestedSMC(noise=NOISE, steps=15, draws=2, prior_variance=3.0), 400, Y.expand(20, 1))
+    means = found.mean
+    assert accepts(z_tests(means, TRUTH.mean))
+    assert rejects(z_tests(means, MIXTURE.mean))
+    unweighted = found.x.mean(0)
+    assert (unweighted.mean(0) - TRUTH.mean).norm() > (means.mean(0) - TRUTH.mean).norm()
+
+
+# --- the look-ahead gradient
+
+
+@pytest.mark.parametrize("draws", [16, 64])
+def test_the_gradient_from_draws(draws):
+    """At `x_tau = (.4, -.7)`, alpha^2 = .5, 2000 times: unbiased to .03 with 64 draws; the plug-in of the mean is far off."""
+    tau, x_tau = tau_of(0.5), doubles(0.4, -0.7)
+    exact = doubles(0.91474041, -0.49837737)
+    problem = problem_of(MODEL)
+    x_0 = problem.draw(x_tau.expand(2000, 2), tau, draws)
+    scale = SCHEDULE.alpha(tau) / SCHEDULE.sigma(tau) ** 2
+    found = scale * shift_of_draws(x_0, problem.log_likelihood(x_0))
+    bias, rmse = (found.mean(0) - exact).abs().max(), (found - exact).square().sum(1).mean().sqrt()
+    assert bias < (0.03 if draws == 64 else 0.1)
+    assert rmse < (0.4 if draws == 64 else 0.9)
+    plug_in = doubles(6.035, 3.847)
+    assert (found.mean(0) - plug_in).norm() > 4
+
+
+def problem_of(model, y=Y, operator=A):
+    return Problem(
+        model=model, operator=operator, noise=NOISE, y=y, generator=generator(0), flow_steps=1, max_batch=10**6
+    )
+
+
+def flow(scaling=GaussianScaling()):
+    with seeded(0):
+        network = randomise(TINY_MLP.build((2,), inputs=2, times=3).double())
+    return PosteriorFlow(network, SCHEDULE, scaling, (2,)).double()
+
+
+def test_the_gradient_through_draws_is_a_central_difference():
+    model, tau, x = flow(), doubles(0.4)[0], normals(3, 2, seed=1)
+    problem, z = problem_of(model, Y.expand(3, 1)), normals(5, 3, 2, seed=2)
+
+    def value(at):
+        with torch.no_grad():
+            return particles.log_mean_exp(problem.log_likelihood(problem.push(at, tau, z)))
+
+    found = gradient_through_draws(problem, x, tau, z)
+    for i in range(2):
+        step = torch.zeros(2).double()
+        step[i] = 1e-5
+        assert_close(found[:, i], (value(x + step) - value(x - step)) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+# --- chains in the noise of a draw
+
+
+@pytest.mark.parametrize("chain", [PCN(length=60, size=0.5), MALA(length=60, size=0.7)], ids=["PCN", "MALA"])
+def test_a_chain_has_the_law_of_the_noise_given_y(chain):
+    """For a draw `2 z + 1` seen through noise of deviation .8 the law is Gaussian; without Metropolis' step it is another."""
+    n, target = 6000, 0.3
+    problem = problem_of(flow())
+
+    def value(z):
+        return 2 * z + 1, -0.5 * ((2 * z[:, 0] + 1 - target) / 0.8) ** 2
+
+    z = torch.randn(n, 1, generator=generator(3), dtype=torch.float64)
+    x_0, accepted = chain.run(problem, value, z)
+    assert 0.1 < accepted < 0.99
+    precision = 1 + 4 / 0.64
+    mean, variance = 2 * (2 * (target - 1) / 0.64) / precision + 1, 4 / precision
+    moments = torch.cat([x_0 - mean, (x_0 - mean).square()], dim=1)
+    assert accepts(z_tests(moments, doubles(0.0, variance)))
+    assert rejects(z_tests(moments, doubles(0.0, 1.2 * variance)))
+
+    class Always(type(chain)):
+        def propose(self, problem, value, z):
+            proposal, _ = super().propose(problem, value, z)
+            return proposal, torch.full((len(z),), 1e9, dtype=torch.float64)
+
+    wrong, _ = Always(length=60, size=chain.size).run(problem, value, z)
+    assert rejects(z_tests(torch.cat([wrong - mean, (wrong - mean).square()], dim=1), doubles(0.0, variance)))
+
+
+def test_sir_with_a_chain_agrees_with_sir_of_many_draws():
+    """On a network's draws: both have the law `q(x_0 | x_tau) p(y | x_0)` at one level; the chain alone, short, has not."""
+    model = flow()
+    many = DecoupledSIR(noise=NOISE, levels=1, draws=300)
+    chained = DecoupledSIR(noise=NOISE, levels=1, draws=2, chain=PCN(length=60, size=0.5))
+    a, b = (samples(m, 1500, model=model, seed=s).x[:, 0] for m, s in ((many, 0), (chained, 1)))
+    floor = SlicedWasserstein()(a, samples(many, 1500, model=model, seed=2).x[:, 0])["sliced_w2"]
+    assert SlicedWasserstein()(a, b)["sliced_w2"] < 2 * floor + 0.02
+    short = samples(replace(chained, chain=PCN(length=1, size=0.1)), 1500, model=model, seed=1).x[:, 0]
+    assert SlicedWasserstein()(a, short)["sliced_w2"] > 3 * floor
+    with pytest.raises(UserError, match="no function of Gaussian noise"):
+        samples(chained, 4)
+
+
+# --- heuristics, and what they get wrong
+
+
+def test_null_space_keeps_the_observation_and_the_wrong_weights():
+    """Noiseless inpainting, 200 steps: about .574/.426 on the two live modes, where the truth is .029/.971."""
+    mask = Inpainting(item_shape=(2,), mask=TensorMask(observed=torch.tensor([True, False])))
+    y = doubles(0.5, 0.0)[None]
+    found = NullSpace(noise=NoNoise(), steps=200)(MODEL, mask, y, 2000, generator(0)).x[:, 0]
+    assert (found[:, 0] - 0.5).abs().max() < 1e-12
+    upper = (found[:, 1] > 0).double().mean()
+    assert 0.5 < upper < 0.65
+    softened = NullSpace(noise=Gaussian(sigma=1e-4), steps=50)(MODEL, mask, y, 500, generator(0)).x[:, 0]
+    assert (softened[:, 0] - 0.5).abs().max() < 1e-2
+    assert (softened[:, 1] > 0).double().mean() > 0.3
+
+
+def test_the_heuristics_miss_the_posterior():
+    """Guards on the documentation: DPS and null-space projection are far off where SIR of draws is near (floor .05)."""
+    assert sliced(samples(NullSpace(noise=NOISE, steps=50), 1000).x[:, 0]) > 0.3
+    assert sliced(samples(DPS(noise=NOISE, steps=100), 500).x[:, 0]) > 0.3
+    assert sliced(samples(LookAhead(noise=NOISE, steps=40, draws=64), 1000).x[:, 0]) < 0.3
+
+
+def test_draws_cover_and_means_do_not():
+    """90 % intervals of split Gibbs, 200 problems, 40 samples each: .87 to .91 with draws, at most .82 with the mean."""
+    n = 200
+    x_0 = MIXTURE.sample((n,), generator(5))
+    y = x_0 @ MATRIX.T + SIGMA * torch.randn(n, 1, generator=generator(6), dtype=torch.float64)
+    method = SplitGibbs(noise=NOISE, rho=0.3, anneal=10, steps=30)
+    covered = {
+        name: IntervalCoverage()(samples(method, 40, y, model).x, x_0)["coverage_90"]
+        for name, model in (("draws", MODEL), ("mean", MEAN))
+    }
+    assert 0.85 < covered["draws"] < 0.93
+    assert covered["mean"] < 0.82
+
+
+# --- what all methods share
+
+METHODS = [
+    NullSpace(noise=NOISE, steps=3),
+    DPS(noise=NOISE, steps=3),
+    LookAhead(noise=NOISE, steps=3, draws=4),
+    DecoupledSIR(noise=NOISE, levels=2, draws=4),
+    SplitGibbs(noise=NOISE, anneal=2, steps=2),
+    NestedSMC(noise=NOISE, steps=3, draws=4),
+]
+
+
+@pytest.mark.filterwarnings("ignore::fewstep.inverse.DegeneracyWarning")
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("model", ["exact", "flow"])
+def test_shapes_weights_and_the_generators_of_problems(method, model):
+    """With a generator for each problem, neither the other problems nor the memory bound change a sample."""
+    model = MODEL if model == "exact" else flow(IdentityScaling())
+    y = doubles(0.5, -1.0, 2.0)[:, None]
+    found = method(model, A, y, 5, generators(1, 2, 3))
+    assert found.x.shape == (5, 3, 2)
+    assert found.x.isfinite().all()
+    assert found.log_w.shape == (5, 3)
+    assert_close(found.log_w.exp().sum(0), torch.ones(3).double())
+    assert found.ess.shape == (3,)
+    assert found.nfe > 0
+    assert (found.log_z is not None) == isinstance(method, NestedSMC)
+    small = replace(method, max_batch=5 * method.held)(model, A, y, 5, generators(1, 2, 3))
+    assert_close(small.x, found.x, rtol=1e-6, atol=1e-6)
+    alone = method(model, A, y[1:2], 5, generators(2))
+    assert_close(alone.x[:, 0], found.x[:, 1], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(method(model, A, y, 5, generators(4, 5, 6)).x, found.x)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_bad_input_is_told(method):
+    with pytest.raises(UserError, match="NaN"):
+        method(MODEL, A, doubles(math.nan)[None], 2)
+    with pytest.raises(UserError, match="give \\(batch, 1\\)"):
+        method(MODEL, A, doubles(0.5, 0.5)[None], 2)
+    with pytest.raises(UserError, match="counts from 1"):
+        method(MODEL, A, Y, 0)
+    with pytest.raises(UserError, match="model of q"):
+        method(MeanFlow(nn.Identity(), (2,)), A, Y, 2)
+    clip = HDRClip(item_shape=(2,))
+    if method.linear_only:
+        with pytest.raises(UserError, match="needs a linear operator"):
+            method(MODEL, clip, doubles(0.5, 0.5)[None], 2)
+    if isinstance(method, SplitGibbs):
+        with pytest.raises(UserError, match="Gaussian noise"):
+            replace(method, noise=NoNoise())(MODEL, A, Y, 2)
+    if isinstance(method, DecoupledSIR | NestedSMC | LookAhead):
+        with pytest.raises(UserError, match="no likelihood"):
+            replace(method, noise=NoNoise())(MODEL, A, Y, 2)
+
+
+def test_nothing_observed_gives_the_prior_and_everything_the_truth():
+    blind = Inpainting(item_shape=(2,), mask=TensorMask(observed=torch.tensor([False, False])))
+    whole = Inpainting(item_shape=(2,), mask=TensorMask(observed=torch.tensor([True, True])))
+    y = doubles(0.4, -1.2)[None]
+    for method in (
+        NullSpace(noise=NoNoise(), steps=8),
+        DecoupledSIR(noise=NOISE, levels=2, draws=4),
+        SplitGibbs(noise=NOISE, rho=0.5, anneal=20, steps=400),
+    ):
+        assert sliced(samples(method, 2000, 0 * y, operator=blind).x[:, 0], MIXTURE) < 0.2
+    exact = NullSpace(noise=NoNoise(), steps=8)(MODEL, whole, y, 50, generator(0))
+    assert_close(exact.x[:, 0], y.expand(50, 2))
+
+
+def test_degeneracy_is_told():
+    """Precise observations: few draws explain them, and the methods say so and what to change."""
+    sharp = Gaussian(sigma=0.002)
+    with pytest.warns(DegeneracyWarning, match="take more draws or levels, or a chain"):
+        found = samples(DecoupledSIR(noise=sharp, levels=2, draws=8), 50)
+    assert any("more than half" in note for note in found.notes)
+    with pytest.warns(DegeneracyWarning, match="take more samples or draws"):
+        samples(NestedSMC(noise=sharp, steps=4, draws=2, anneal=0.0, resample=0.0), 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DegeneracyWarning)
+        assert samples(DecoupledSIR(noise=NOISE, draws=64), 50).notes == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: NullSpace(noise=NOISE, steps=0),
+        lambda: DPS(noise=NOISE, step=-1.0),
+        lambda: LookAhead(noise=NOISE, draws=1),
+        lambda: DecoupledSIR(noise=NOISE, levels=0),
+        lambda: SplitGibbs(noise=NOISE, rho=0.0),
+        lambda: SplitGibbs(noise=NOISE, rho=2.0, rho_start=1.0),
+        lambda: NestedSMC(noise=NOISE, resample=1.5),
+        lambda: NestedSMC(noise=NOISE, prior_variance=0.0),
+        lambda: PCN(size=1.5),
+        lambda: MALA(length=0),
+        lambda: SplitGibbs(noise=NOISE, max_batch=0),
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(UserError):
+        wrong()
+
+
+def test_every_method_says_what_it_is():
+    """Exact, consistent or heuristic: a reader is told in its docstring."""
+    for method in (NullSpace, DPS, LookAhead, DecoupledSIR, SplitGibbs, NestedSMC):
+        assert issubclass(method, InverseMethod)
+        assert "*Consistent*" in method.__doc__ or "*Heuristic*" in method.__doc__
