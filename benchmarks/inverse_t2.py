@@ -45,26 +45,20 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def equally_weighted(found: fewstep.inverse.PosteriorSamples, seed: int) -> Tensor:
-    """Samples `(k, b, 2)` without weights: drawn by them."""
-    index = torch.multinomial(found.log_w.exp().T, len(found.x), replacement=True, generator=generator(seed)).T
-    return found.x.gather(0, index[..., None].expand_as(found.x))
-
-
 def row(method: InverseMethod, model: PosteriorModel, samples: int, problems: int) -> str:
     """One line of the table."""
     like = model.like
     y = torch.full((1, 1), 0.5).to(like)
     law = MIXTURE.condition(y[0].double(), MATRIX, COVARIANCE)
     start = time.monotonic()
-    one = equally_weighted(method(model, A, y, samples, generator(0)), 1)[:, 0].double()
+    one = method(model, A, y, samples, generator(0)).unweighted(generator(1))[:, 0].double()
     seconds = time.monotonic() - start
     w2 = SlicedWasserstein()(one, law.sample((samples,), generator(2)))["sliced_w2"]
     variation = 0.5 * (law.responsibilities(one).mean(0) - law.weights).abs().sum().item()
     x_0 = MIXTURE.sample((problems,), generator(3))
     y = x_0 @ MATRIX.T + SIGMA * torch.randn(problems, 1, generator=generator(4), dtype=torch.float64)
     found = method(model, A, y.to(like), 63, generator(5))
-    draws = equally_weighted(found, 6).double()
+    draws = found.unweighted(generator(6)).double()
     references = torch.stack([_estimate(one) for one in y])
     numbers = (
         IntervalCoverage()(draws, x_0)

@@ -181,5 +181,5 @@ def test_files_hold_what_was_put_in():
     image = (np.arange(20 * 30 * 3) % 251).astype(np.uint8).reshape(20, 30, 3)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(pictures.png_bytes(image)))), image)
     array = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32) * 5
-    loaded = np.load(io.BytesIO(pictures.npz_bytes(x_0=array)))
+    loaded = np.load(io.BytesIO(pictures.npz_bytes({"x_0": array})))
     assert np.array_equal(loaded["x_0"], array)

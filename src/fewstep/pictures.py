@@ -37,8 +37,8 @@ def png_bytes(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def npz_bytes(x_0: np.ndarray) -> bytes:
-    """A compressed npz file that holds the array under the name x_0."""
+def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    """A compressed npz file that holds the arrays by their names."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, x_0=x_0)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> int:
         "seconds": time.monotonic() - start,
         "peak_memory": peak_memory(),
     }
-    write_file(out / "samples.npz", pictures.npz_bytes(x_0=x_0.numpy()))
+    write_file(out / "samples.npz", pictures.npz_bytes({"x_0": x_0.numpy()}))
     write_file(out / "samples.json", json.dumps(info, indent=1))
     shown = "samples.npz"
     if x_0.ndim == 4 and x_0.shape[1] in (1, 3):

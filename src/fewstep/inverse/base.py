@@ -20,7 +20,7 @@ from fewstep.errors import UserError
 from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
 from fewstep.models.consistency import ConsistencyMap
 from fewstep.operators import Noise, check_observation, is_linear
-from fewstep.particles import effective_sample_size
+from fewstep.particles import effective_sample_size, systematic, take
 from fewstep.posterior import FlowPosterior
 from fewstep.progress import Meter
 
@@ -49,6 +49,10 @@ class PosteriorSamples:
         """The weighted mean of each problem, `(b, *item_shape)`."""
         weights = self.log_w.exp().to(self.x)
         return (weights.reshape(*weights.shape, *[1] * (self.x.ndim - 2)) * self.x).sum(0)
+
+    def unweighted(self, generator: Source = None) -> Tensor:
+        """As many samples `(k, b, *item_shape)` without weights, drawn by their weights (systematically)."""
+        return take(self.x, systematic(self.log_w, generator).to(self.x.device))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

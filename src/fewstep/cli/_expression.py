@@ -1,0 +1,54 @@
+"""Objects on the command line as Python writes them, without running code: `Inpainting(mask=HalfMask(side="top"))`."""
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fewstep.errors import UserError
+
+
+def build(text: str, classes: Mapping[str, type], presets: Mapping[str, str], flag: str, **given: Any) -> Any:
+    """The object that a text names: a preset or a call of one of the classes with literals and such calls as arguments.
+
+    `given` are fields of the outermost object that the caller fills in. Raises `UserError` with the names there are where
+    the text is none of this, and for arguments that the class does not take.
+    """
+    text = presets.get(text, text)
+    expected = f"one of {', '.join(presets)}, or a call such as {next(iter(presets.values()))}"
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise UserError(f"{flag} is {expected}, not {text!r}") from error
+    if isinstance(tree, ast.Name):
+        tree = ast.Call(func=tree, args=[], keywords=[])
+    if not isinstance(tree, ast.Call):
+        raise UserError(f"{flag} is {expected}, not {text!r}")
+    return _called(tree, classes, flag, given)
+
+
+def _called(call: ast.Call, classes: Mapping[str, type], flag: str, given: dict[str, Any]) -> Any:
+    name = ast.unparse(call.func)
+    if name not in classes:
+        raise UserError(f"{flag}: nothing is called {name!r}: there are {', '.join(sorted(classes))}")
+    fields = {field.name for field in dataclasses.fields(classes[name])}
+    if call.args:
+        raise UserError(f"{flag}: {name} takes its arguments by name: {', '.join(sorted(fields - set(given)))}")
+    values = {str(keyword.arg): _value(keyword.value, classes, flag) for keyword in call.keywords}
+    unknown = values.keys() - fields | values.keys() & given.keys()
+    if unknown:
+        takes = ", ".join(sorted(fields - set(given)))
+        raise UserError(f"{flag}: {name} takes no {', '.join(sorted(unknown))} here: it takes {takes}")
+    try:
+        return classes[name](**given, **values)
+    except TypeError as error:
+        raise UserError(f"{flag}: {name}: {error}") from error
+
+
+def _value(node: ast.expr, classes: Mapping[str, type], flag: str) -> Any:
+    if isinstance(node, ast.Call):
+        return _called(node, classes, flag, {})
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise UserError(f"{flag}: {ast.unparse(node)} is neither a number, a word in quotes nor a call") from error

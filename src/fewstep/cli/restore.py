@@ -1,0 +1,182 @@
+"""Restore held-out items or a picture from a measurement: fewstep restore RUN [flags]
+
+y = A(x_0) + noise: without --image, held-out items are measured and restored; with it, a picture is (--observed: it *is* the
+measurement). Draws samples of p(x_0 | y) and writes restoration.png (a row for each problem: truth, measurement, mean,
+standard deviation, draws), restoration.npz (samples, mean, std, low and high of the 90 % interval) and restoration.json
+(docs/json.md) to --out, and prints how good the mean is and whether the draws can be trusted.
+
+Operators and methods are names, or Python calls: --operator 'Inpainting(mask=RandomMask(missing=0.8))'
+--method 'DecoupledSIR(levels=8, draws=128)'. What there is: docs/operators.md, docs/inverse-problems.md.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from fewstep import inverse, operators
+from fewstep.cli._expression import build
+from fewstep.cli._parsing import parse
+from fewstep.cli._run import open_run
+from fewstep.cli._tables import print_tables, terminal
+from fewstep.draws import item_generators
+from fewstep.errors import UserError
+from fewstep.files import write_file
+from fewstep.inverse import DegeneracyWarning
+
+OPERATORS = {
+    "inpaint-half": "Inpainting(mask=HalfMask(side='bottom'))",
+    "inpaint-box": "Inpainting(mask=BoxMask())",
+    "inpaint-random": "Inpainting(mask=RandomMask(missing=0.7))",
+    "super-resolution": "AveragePool(factor=2)",
+    "bicubic": "Bicubic(factor=2)",
+    "blur": "GaussianBlur(std=1.0)",
+    "motion-blur": "MotionBlur(length=5.0, angle=30.0)",
+    "grey": "Grey()",
+    "hdr": "HDRClip(gain=2.0)",
+    "phase": "PhaseRetrieval()",
+    "quantise": "Quantisation(levels=4)",
+}
+METHODS = {
+    "sir": "DecoupledSIR()",
+    "sir-pcn": "DecoupledSIR(draws=16, chain=PCN(length=32))",
+    "split-gibbs": "SplitGibbs()",
+    "smc": "NestedSMC()",
+    "look-ahead": "LookAhead()",
+    "null-space": "NullSpace()",
+    "dps": "DPS()",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What to restore, from what, and how."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    operator: str = "inpaint-half"
+    """inpaint-half, -box or -random, super-resolution, bicubic, blur, motion-blur, grey, hdr, phase, quantise; or a call."""
+    method: str = "sir"
+    """sir, sir-pcn, split-gibbs, smc, look-ahead, null-space, dps; or a call."""
+    sigma: float = 0.1
+    """Standard deviation of the measurement's noise, for items in [-1, 1]; 0 is none."""
+    n: int = 16
+    """Samples for each problem."""
+    items: int = 4
+    """Held-out items to restore."""
+    image: Path | None = None
+    """A picture in place of held-out items."""
+    observed: bool = False
+    """The picture is the measurement itself."""
+    seed: int = 0
+    """Seed of the noise and the samples."""
+    max_batch: int = 4096
+    """Draws at a time: bounds the memory."""
+    data: Path | None = None
+    """Folder of the data sets; FEWSTEP_DATA if left out."""
+    out: Path | None = None
+    """Folder for the results; RUN/restoration if left out."""
+    device: str = "cpu"
+    """cpu, or cuda where there is a GPU."""
+    trust_code: bool = False
+    """Load a run whose classes are not part of fewstep: runs their code."""
+
+
+def run(arguments: list[str]) -> int:
+    """Measure, restore, write the files, print the numbers."""
+    import warnings
+
+    from fewstep import pictures
+    from fewstep.restoration import numbers, picture, restore
+
+    flags = parse(Flags, arguments, "restore", __doc__)
+    if flags.sigma < 0 or flags.items < 1 or flags.seed < 0:
+        raise UserError("--sigma and --seed are not negative, and --items counts from 1 up")
+    if flags.observed and flags.image is None:
+        raise UserError("--observed says what --image is: give a picture")
+    run = open_run(flags.run, flags.device, flags.trust_code, "restore", arguments)
+    shape = tuple(run.model.item_shape)
+    noise = operators.Gaussian(sigma=flags.sigma) if flags.sigma else operators.NoNoise()
+    classes = {
+        name: getattr(operators, name) for name in operators.__all__ if isinstance(getattr(operators, name), type)
+    }
+    operator = build(flags.operator, classes, OPERATORS, "--operator", item_shape=shape)
+    classes = {name: getattr(inverse, name) for name in inverse.__all__ if isinstance(getattr(inverse, name), type)}
+    method = build(flags.method, classes, METHODS, "--method", noise=noise, max_batch=flags.max_batch)
+    truth = _truth(flags, run.recipe.dataset, shape, operator)
+    if truth is None:
+        assert flags.image is not None
+        y = _read(flags.image, operator.y_shape)
+    else:
+        y = noise.sample(operator.A(truth), item_generators(len(truth), flags.seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegeneracyWarning)  # the notes are printed below
+        found = restore(run.model, operator, method, y, flags.n, flags.seed, quiet=False)
+    result = run.about | {"operator": repr(operator), "method": repr(method), "sigma": flags.sigma, "seed": flags.seed}
+    result |= numbers(found, operator, truth)
+    out = flags.out or flags.run / "restoration"
+    arrays = {name: value.cpu().numpy() for name, value in found.arrays.items()}
+    write_file(
+        out / "restoration.npz", pictures.npz_bytes(arrays if truth is None else arrays | {"x_0": truth.numpy()})
+    )
+    write_file(out / "restoration.json", json.dumps(result, indent=1))
+    shown = "restoration.npz, restoration.json"
+    if len(shape) == 3 and shape[0] in (1, 3):
+        write_file(out / "restoration.png", picture(found, operator, truth))
+        shown += " and restoration.png"
+    console = terminal()
+    print_tables([table(result)], console)
+    for note in result["notes"]:
+        console.print(note, highlight=False)
+    sys.stdout.write(f"written to {out}: {shown}\n")
+    return 0
+
+
+def table(result: dict) -> tuple[str, list[str], list[list[str]]]:
+    """The numbers as `(title, header, rows)`."""
+    names = {
+        "psnr": "PSNR of the mean, dB",
+        "coverage_90": "90 % interval holds",
+        "spread_skill": "spread/skill (1 is calibrated)",
+        "energy_score": "energy score (less is better)",
+        "crps": "CRPS",
+        "misfit": "RMS of y - A(x)",
+        "spread": "standard deviation of the draws",
+        "ess": "effective samples",
+        "nfe": "network evaluations a sample",
+        "seconds": "seconds",
+    }
+    rows = [[text, f"{result[name]:.4g}"] for name, text in names.items() if name in result]
+    return f"{result['recipe']}: {result['problems']} problems, {result['n']} samples each", ["", ""], rows
+
+
+def _truth(flags: Flags, dataset, shape: tuple[int, ...], operator) -> torch.Tensor | None:
+    """What is measured: held-out items, or the picture; None where the picture is the measurement."""
+    if flags.image is None:
+        return dataset.test(flags.data).up_to(flags.items, seed=flags.seed)["x_0"]
+    if flags.observed:
+        return None
+    return _read(flags.image, shape)
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """A picture `(1, *shape)` in [-1, 1]. `UserError` where it is none or of another size."""
+    from PIL import Image, UnidentifiedImageError
+
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UserError(f"--image: items of shape {shape} are no pictures: leave it out")
+    try:
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("L" if shape[0] == 1 else "RGB"), dtype=np.float32)
+    except FileNotFoundError as error:
+        raise UserError(f"--image {path} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"--image {path} is no picture") from error
+    if pixels.shape[:2] != shape[1:]:
+        found = f"{pixels.shape[0]} x {pixels.shape[1]}"
+        raise UserError(f"--image {path} has {found} pixels, {shape[1]} x {shape[2]} expected: resize it")
+    return torch.from_numpy(pixels / 127.5 - 1).reshape(*shape[1:], shape[0]).permute(2, 0, 1)[None]

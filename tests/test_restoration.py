@@ -1,0 +1,206 @@
+"""`fewstep restore`: objects from text, the files, the numbers, and what a user is told."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep import inverse, operators
+from fewstep.cli import main
+from fewstep.cli._expression import build
+from fewstep.cli.restore import METHODS, OPERATORS
+from fewstep.errors import UserError
+from fewstep.inverse import DecoupledSIR, NestedSMC, SplitGibbs
+from fewstep.metrics import CRPS
+from fewstep.models import MixturePosterior
+from fewstep.networks import MLPConfig
+from fewstep.operators import Gaussian, HDRClip, Inpainting, Matrix, RandomMask
+from fewstep.recipes import find_recipe
+from fewstep.restoration import numbers, picture, restore
+from fewstep.training import train
+from problems import SCHEDULE, doubles, generator, t2
+from test_training import options
+
+CLASSES = {name: getattr(operators, name) for name in operators.__all__}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A digits model after two steps: the path is real, the pictures are noise."""
+    recipe = find_recipe("digits-stmd")
+    recipe = replace(recipe, model=replace(recipe.model, network=MLPConfig(width=16, depth=1)), steps=2, batch_size=8)
+    folder = tmp_path_factory.mktemp("restore") / "run"
+    train(recipe, options(folder))
+    return folder
+
+
+def status(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_objects_are_built_from_text():
+    found = build(
+        "Inpainting(mask=RandomMask(missing=0.8, seed=3))", CLASSES, OPERATORS, "--operator", item_shape=(1, 8, 8)
+    )
+    assert found == Inpainting(item_shape=(1, 8, 8), mask=RandomMask(missing=0.8, seed=3))
+    assert build("hdr", CLASSES, OPERATORS, "--operator", item_shape=(4,)) == HDRClip(item_shape=(4,), gain=2.0)
+    assert build("HDRClip", CLASSES, OPERATORS, "--operator", item_shape=(4,)) == HDRClip(item_shape=(4,))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sharpen", "nothing is called 'sharpen'"),
+        ("a b", "one of inpaint-half"),
+        ("3", "one of inpaint-half"),
+        ("Sharpen()", "nothing is called 'Sharpen': there are AveragePool"),
+        ("AveragePool(2)", "takes its arguments by name: factor"),
+        ("AveragePool(size=2)", "takes no size here: it takes factor"),
+        ("AveragePool(item_shape=(1, 2, 2))", "takes no item_shape here"),
+        ("AveragePool(factor=__import__('os'))", "nothing is called '__import__'"),
+        ("AveragePool(factor=[x for x in (1, 2)])", "neither a number"),
+        ("AveragePool(factor=factor)", "neither a number"),
+    ],
+)
+def test_text_that_names_nothing_is_told(text, says):
+    with pytest.raises(UserError, match="--operator") as error:
+        build(text, CLASSES, OPERATORS, "--operator", item_shape=(1, 8, 8))
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_named_operator_works(name):
+    shape = (3, 8, 8) if name == "grey" else (1, 8, 8)
+    operator = build(name, CLASSES, OPERATORS, "--operator", item_shape=shape)
+    assert operator.A(torch.zeros(2, *shape)).shape == (2, *operator.y_shape)
+
+
+@pytest.mark.filterwarnings("ignore::fewstep.inverse.DegeneracyWarning")
+@pytest.mark.parametrize("name", METHODS)
+def test_every_named_method_restores(run, tmp_path, capsys, name):
+    flags = ["--method", name, "--operator", "super-resolution", "--items", 2, "--n", 3]
+    small = {"sir": "DecoupledSIR(levels=2, draws=4)", "smc": "NestedSMC(steps=2, draws=2)", "dps": "DPS(steps=3)"}
+    flags[1] = small.get(name, name)
+    assert status("restore", run, *flags, "--out", tmp_path) == 0
+    assert "PSNR" in capsys.readouterr().out
+    result = json.loads((tmp_path / "restoration.json").read_text())
+    assert (result["problems"], result["n"], result["sigma"]) == (2, 3, 0.1)
+    assert result["nfe"] > 0
+    assert all(np.isfinite(result[key]) for key in ("psnr", "crps", "energy_score", "spread_skill", "misfit", "ess"))
+    arrays = np.load(tmp_path / "restoration.npz")
+    assert arrays["samples"].shape == (3, 2, 1, 8, 8)
+    assert arrays["y"].shape == (2, 1, 4, 4)
+    assert (arrays["low"] <= arrays["high"]).all()
+    assert arrays["x_0"].shape == arrays["mean"].shape == arrays["std"].shape == (2, 1, 8, 8)
+    assert Image.open(tmp_path / "restoration.png").size[0] >= 560
+
+
+def test_a_picture_is_measured_or_is_the_measurement(run, tmp_path):
+    whole, small = tmp_path / "whole.png", tmp_path / "small.png"
+    pixels = (torch.rand(8, 8, generator=generator(0)) * 255).byte().numpy()
+    Image.fromarray(pixels).save(whole)
+    Image.fromarray(pixels[:4, :4]).save(small)
+    common = ["--operator", "super-resolution", "--method", "split-gibbs", "--n", 2, "--out", tmp_path]
+    assert status("restore", run, "--image", whole, *common) == 0
+    result = json.loads((tmp_path / "restoration.json").read_text())
+    assert result["problems"] == 1
+    assert "psnr" in result
+    assert np.abs(np.load(tmp_path / "restoration.npz")["x_0"][0, 0] - (pixels / 127.5 - 1)).max() < 1e-6
+    assert status("restore", run, "--image", small, "--observed", *common) == 0
+    assert "psnr" not in json.loads((tmp_path / "restoration.json").read_text())
+    assert np.abs(np.load(tmp_path / "restoration.npz")["y"][0, 0] - (pixels[:4, :4] / 127.5 - 1)).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--sigma", "-1"], "not negative"),
+        (["--items", "0"], "from 1 up"),
+        (["--n", "1"], "2 samples or more"),
+        (["--observed"], "give a picture"),
+        (["--image", "nothing.png"], "does not exist"),
+        (["--operator", "sharpen"], "nothing is called"),
+        (["--method", "magic"], "nothing is called"),
+        (["--method", "split-gibbs", "--sigma", "0"], "Gaussian noise"),
+        (["--method", "sir", "--sigma", "0"], "no likelihood"),
+        (["--method", "null-space", "--operator", "hdr"], "needs a linear operator"),
+        (["--operator", "grey"], "channels"),
+    ],
+)
+def test_mistakes_are_one_line(run, capsys, flags, says):
+    assert status("restore", run, *flags) == 1
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("fewstep: error: ")
+    assert says in error
+
+
+def test_a_picture_of_another_size_and_no_picture_are_told(run, tmp_path, capsys):
+    Image.new("L", (9, 8)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no picture")
+    assert status("restore", run, "--image", tmp_path / "large.png") == 1
+    assert "8 x 9 pixels, 8 x 8 expected" in capsys.readouterr().err
+    assert status("restore", run, "--image", tmp_path / "text.png") == 1
+    assert "is no picture" in capsys.readouterr().err
+
+
+def test_the_numbers_are_those_of_the_known_posterior():
+    """T2, exact model: draws of SIR are calibrated; narrowed ones are not, and score worse."""
+    A, noise = Matrix(item_shape=(2,), matrix=doubles(1.0, 0.5)[None]), Gaussian(sigma=0.5)
+    truth = t2().sample((300,), generator(0))
+    y = noise.sample(A.A(truth), generator(1))
+    model = MixturePosterior(t2(), SCHEDULE)
+    found = restore(model, A, DecoupledSIR(noise=noise, max_batch=10**6), y, 31)
+    result = numbers(found, A, truth)
+    assert 0.86 < result["coverage_90"] < 0.94
+    assert 0.93 < result["spread_skill"] < 1.07
+    assert result["crps"] == pytest.approx(CRPS()(found.draws, truth)["crps"])
+    error = (found.found.mean - truth).square().mean(1)
+    assert result["psnr"] == pytest.approx((10 * (4 / error).log10()).mean().item())
+    assert result["misfit"] == pytest.approx(
+        (y - A.A(found.draws.flatten(0, 1)).reshape(31, 300, 1)).square().mean().sqrt().item()
+    )
+    narrow = replace(found, draws=found.draws.mean(0) + 0.6 * (found.draws - found.draws.mean(0)))
+    worse = numbers(narrow, A, truth)
+    assert worse["coverage_90"] < 0.8
+    assert worse["crps"] > result["crps"]
+    low, high = found.arrays["low"], found.arrays["high"]
+    assert ((found.draws >= low) & (found.draws <= high)).double().mean() == pytest.approx(29 / 31, abs=0.03)
+
+
+def test_weights_count():
+    """Samples of SMC carry weights: the mean and the draws follow them."""
+    A, noise = Matrix(item_shape=(2,), matrix=doubles(1.0, 0.5)[None]), Gaussian(sigma=0.5)
+    found = restore(
+        MixturePosterior(t2(), SCHEDULE),
+        A,
+        NestedSMC(noise=noise, resample=0.0, prior_variance=3.0),
+        doubles(0.5)[None],
+        500,
+    )
+    heaviest = found.found.x[found.found.log_w.argmax(0)[0], 0]
+    copies = (found.draws[:, 0] == heaviest).all(1).sum().item()
+    assert copies == pytest.approx(500 * found.found.log_w.max().exp().item(), abs=1)
+    assert numbers(found, A)["log_z"][0] == pytest.approx(-3.57, abs=0.5)
+
+
+def test_seeds_of_problems():
+    """Problem i is restored the same whatever the others are."""
+    A, noise = Matrix(item_shape=(2,), matrix=doubles(1.0, 0.5)[None]), Gaussian(sigma=0.5)
+    model, y = MixturePosterior(t2(), SCHEDULE), doubles(0.5, -1.0, 2.0)[:, None]
+    method = SplitGibbs(noise=noise, anneal=3, steps=3)
+    assert torch.allclose(restore(model, A, method, y, 4).draws[:, :2], restore(model, A, method, y[:2], 4).draws)
+
+
+def test_what_is_seen_of_a_measurement():
+    """Through the inverse where A is linear: what was not observed is grey."""
+    model = find_recipe("digits-stmd").model.build((1, 8, 8)).eval()
+    mask = Inpainting(item_shape=(1, 8, 8), mask=operators.HalfMask(side="bottom"))
+    y = torch.ones(1, 1, 8, 8)
+    found = restore(model, mask, inverse.NullSpace(noise=Gaussian(sigma=0.1), steps=1), y, 2)
+    shown = np.asarray(Image.open(__import__("io").BytesIO(picture(found, mask))))
+    side = shown.shape[0]
+    assert shown[side // 4, side // 2] == 255
+    assert shown[3 * side // 4, side // 2] == 128
