@@ -1,5 +1,6 @@
 """`fewstep restore`: objects from text, the files, the numbers, and what a user is told."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -167,7 +168,9 @@ def test_the_numbers_are_those_of_the_known_posterior():
     assert worse["coverage_90"] < 0.8
     assert worse["crps"] > result["crps"]
     low, high = found.arrays["low"], found.arrays["high"]
-    assert ((found.draws >= low) & (found.draws <= high)).double().mean() == pytest.approx(29 / 31, abs=0.03)
+    assert ((found.draws >= low) & (found.draws <= high)).double().mean() == pytest.approx(
+        27 / 31
+    )  # quantiles 1.5 and 28.5 of 0 .. 30
 
 
 def test_weights_count():
@@ -200,7 +203,7 @@ def test_what_is_seen_of_a_measurement():
     mask = Inpainting(item_shape=(1, 8, 8), mask=operators.HalfMask(side="bottom"))
     y = torch.ones(1, 1, 8, 8)
     found = restore(model, mask, inverse.NullSpace(noise=Gaussian(sigma=0.1), steps=1), y, 2)
-    shown = np.asarray(Image.open(__import__("io").BytesIO(picture(found, mask))))
+    shown = np.asarray(Image.open(io.BytesIO(picture(found, mask))))
     side = shown.shape[0]
     assert shown[side // 4, side // 2] == 255
     assert shown[3 * side // 4, side // 2] == 128
