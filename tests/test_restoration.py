@@ -21,6 +21,7 @@ from fewstep.networks import MLPConfig
 from fewstep.operators import Gaussian, HDRClip, Inpainting, Matrix, RandomMask
 from fewstep.recipes import find_recipe
 from fewstep.restoration import numbers, picture, restore
+from fewstep.restoration_benchmark import class_log_score, covered
 from fewstep.training import train
 from problems import SCHEDULE, doubles, generator, t2
 from test_training import options
@@ -97,6 +98,72 @@ def test_every_named_method_restores(run, tmp_path, capsys, name):
     assert (arrays["low"] <= arrays["high"]).all()
     assert arrays["x_0"].shape == arrays["mean"].shape == arrays["std"].shape == (2, 1, 8, 8)
     assert Image.open(tmp_path / "restoration.png").size[0] >= 560
+
+
+@pytest.mark.filterwarnings("ignore::fewstep.inverse.DegeneracyWarning")
+def test_a_benchmark_is_a_table(run, tmp_path, capsys):
+    """Tasks by methods by noises; what a method cannot take is told in its row, and the others go on."""
+    flags = [
+        "--benchmark",
+        "--items",
+        3,
+        "--n",
+        3,
+        "--operator",
+        "inpaint-half",
+        "hdr",
+        "--sigma",
+        0.1,
+        0.0,
+        "--out",
+        tmp_path,
+    ]
+    assert status("restore", run, *flags, "--method", "null-space", "SplitGibbs(anneal=1, steps=1)") == 0
+    printed = capsys.readouterr().out
+    assert "restorations of held-out items: 3 problems, 3 samples each" in printed
+    rows = json.loads((tmp_path / "restoration-benchmark.json").read_text())["rows"]
+    assert len(rows) == 8
+    refused = {(row["task"], row["sigma"], row["method"]) for row in rows if "refused" in row}
+    gibbs = "SplitGibbs(anneal=1, steps=1)"
+    assert refused == {("hdr", s, m) for s in (0.1, 0.0) for m in ("null-space", gibbs)} | {
+        ("inpaint-half", 0.0, gibbs)
+    }
+    assert "needs a linear operator" in printed
+    for row in rows:
+        if "refused" not in row:
+            low, high = row["coverage_90_interval"]
+            assert low <= row["coverage_90"] <= high
+            assert row["class_log_score"] < 0
+    assert status("restore", run, "--operator", "blur", "hdr") == 1
+    assert "add --benchmark" in capsys.readouterr().err
+    assert status("restore", run, "--benchmark", "--method", "magic") == 1
+    assert "nothing is called 'magic'" in capsys.readouterr().err
+
+
+def test_coverage_looks_at_what_was_not_seen_and_varies():
+    """Of two components one is given: the other's coverage alone counts; rounded draws of equal images have uniform ranks."""
+    truth, draws = torch.randn(600, 2, generator=generator(0)), torch.randn(31, 600, 2, generator=generator(1))
+    draws[..., 0] = truth[:, 0] + 1e-3
+    found = covered(draws, truth, torch.tensor([False, True]), None)
+    assert abs(found["coverage_90"] - 0.9) < 0.03
+    assert found["coverage_90_interval"][0] < 0.9 < found["coverage_90_interval"][1] + 0.02
+    narrow = covered(0.6 * draws, truth, torch.tensor([False, True]), None)
+    assert narrow["coverage_90_interval"][1] < 0.8
+    assert covered(draws, truth, torch.tensor([False, False]), None)["coverage_90"] is None
+    flat = torch.full((600, 2), -1.0)
+    jittered = flat + 0.02 * torch.rand(31, 600, 2, generator=generator(2))
+    assert abs(covered(jittered, flat, torch.tensor([True, True]), 1 / 8)["coverage_90"] - 0.9) < 0.02
+    assert covered(jittered, flat, torch.tensor([True, True]), None)["coverage_90"] < 0.1
+
+
+def test_the_class_score_is_the_log_of_the_mean_probability():
+    def classifier(x):
+        return torch.stack([x[:, 0], torch.zeros(len(x))], dim=1)
+
+    draws = torch.tensor([[[0.0], [2.0]], [[1.0], [-2.0]]])  # two draws of two problems
+    p = torch.sigmoid(draws[..., 0]).mean(0)
+    expected = (p[0].log() + (1 - p[1]).log()) / 2
+    assert class_log_score(classifier, draws, torch.tensor([0, 1])) == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_picture_is_measured_or_is_the_measurement(run, tmp_path):

@@ -35,6 +35,7 @@ from fewstep.metrics.tarp import tarp_ranks
 from fewstep.models.base import Model, PosteriorModel
 from fewstep.models.consistency import ConsistencyMap
 from fewstep.models.exact import MixturePosterior
+from fewstep.pictures import to_levels
 from fewstep.posterior import ParticlePosterior
 from fewstep.progress import Meter
 from fewstep.scaling import GaussianScaling
@@ -199,8 +200,8 @@ class _Trial:
         )
 
     def stored(self, x: Tensor) -> Tensor:
-        """Images as they would be stored: rounded to the grey levels, in [-1, 1]; anything else as it is."""
-        return x if self.step is None else ((x.clamp(-1, 1) + 1) / self.step).round() * self.step - 1
+        """Images on the grey levels of the data, anything else as it is."""
+        return to_levels(x, self.step)
 
 
 def _generators(plan: CalibrationPlan, stream: int, first: int, last: int) -> list[torch.Generator]:

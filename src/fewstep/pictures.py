@@ -13,6 +13,11 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def to_levels(x: Tensor, step: float | None) -> Tensor:
+    """Images as they would be stored, on the nearest of the grey levels `-1, -1 + step, .., 1`; as they are where it is None."""
+    return x if step is None else ((x.clamp(-1, 1) + 1) / step).round() * step - 1
+
+
 def grid(x: Tensor, columns: int | None = None, least: int = 320) -> np.ndarray:
     """Images `(n, c, h, w)` in [-1, 1] side by side, enlarged by a whole factor to at least `least` pixels across."""
     n, _, h, w = x.shape

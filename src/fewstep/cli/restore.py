@@ -5,14 +5,20 @@ measurement). Draws samples of p(x_0 | y) and writes restoration.png (a row for 
 standard deviation, draws), restoration.npz (samples, mean, std, low and high of the 90 % interval) and restoration.json
 (docs/json.md) to --out, and prints how good the mean is and whether the draws can be trusted.
 
+With --benchmark: several operators by several methods by both noises over --items held-out items, and one table of quality,
+calibration and cost (restoration-benchmark.json).
+
 Operators and methods are names, or Python calls: --operator 'Inpainting(mask=RandomMask(missing=0.8))'
 --method 'DecoupledSIR(levels=8, draws=128)'. What there is: docs/operators.md, docs/inverse-problems.md.
 """
 
 import json
 import sys
+import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +27,12 @@ import tyro
 from fewstep import inverse, operators
 from fewstep.cli._expression import build
 from fewstep.cli._parsing import parse
-from fewstep.cli._run import open_run
+from fewstep.cli._run import Run, open_run
 from fewstep.cli._tables import print_tables, terminal
+from fewstep.datasets.base import Dataset
 from fewstep.draws import item_generators
 from fewstep.errors import UserError
 from fewstep.files import write_file
-from fewstep.inverse import DegeneracyWarning
 
 OPERATORS = {
     "inpaint-half": "Inpainting(mask=HalfMask(side='bottom'))",
@@ -41,6 +47,8 @@ OPERATORS = {
     "phase": "PhaseRetrieval()",
     "quantise": "Quantisation(levels=4)",
 }
+TASKS = ("inpaint-half", "super-resolution", "blur", "inpaint-random")
+BENCHMARKED = ("split-gibbs", "sir", "null-space", "dps")
 METHODS = {
     "sir": "DecoupledSIR()",
     "sir-pcn": "DecoupledSIR(draws=16, chain=PCN(length=32))",
@@ -58,16 +66,18 @@ class Flags:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
-    operator: str = "inpaint-half"
+    operator: tuple[str, ...] = ()
     """inpaint-half, -box or -random, super-resolution, bicubic, blur, motion-blur, grey, hdr, phase, quantise; or a call."""
-    method: str = "sir"
+    method: tuple[str, ...] = ()
     """sir, sir-pcn, split-gibbs, smc, look-ahead, null-space, dps; or a call."""
-    sigma: float = 0.1
-    """Standard deviation of the measurement's noise, for items in [-1, 1]; 0 is none."""
+    sigma: tuple[float, ...] = ()
+    """Standard deviation of the measurement's noise (0.1), for items in [-1, 1]; 0 is none."""
     n: int = 16
     """Samples for each problem."""
     items: int = 4
     """Held-out items to restore."""
+    benchmark: bool = False
+    """A table: by default four tasks, four methods, sigma .05 and .2."""
     image: Path | None = None
     """A picture in place of held-out items."""
     observed: bool = False
@@ -88,35 +98,48 @@ class Flags:
 
 def run(arguments: list[str]) -> int:
     """Measure, restore, write the files, print the numbers."""
-    import warnings
-
-    from fewstep import pictures
-    from fewstep.restoration import numbers, picture, restore
-
     flags = parse(Flags, arguments, "restore", __doc__)
-    if flags.sigma < 0 or flags.items < 1 or flags.seed < 0:
+    if min((*flags.sigma, flags.seed)) < 0 or flags.items < 1:
         raise UserError("--sigma and --seed are not negative, and --items counts from 1 up")
     if flags.observed and flags.image is None:
         raise UserError("--observed says what --image is: give a picture")
     run = open_run(flags.run, flags.device, flags.trust_code, "restore", arguments)
-    shape = tuple(run.model.item_shape)
-    noise = operators.Gaussian(sigma=flags.sigma) if flags.sigma else operators.NoNoise()
-    classes = {
-        name: getattr(operators, name) for name in operators.__all__ if isinstance(getattr(operators, name), type)
-    }
-    operator = build(flags.operator, classes, OPERATORS, "--operator", item_shape=shape)
-    classes = {name: getattr(inverse, name) for name in inverse.__all__ if isinstance(getattr(inverse, name), type)}
-    method = build(flags.method, classes, METHODS, "--method", noise=noise, max_batch=flags.max_batch)
-    truth = _truth(flags, run.recipe.dataset, shape, operator)
+    if flags.benchmark:
+        return _benchmark(flags, run)
+    if max(len(flags.operator), len(flags.method), len(flags.sigma)) > 1:
+        raise UserError("several operators, methods or sigmas make a table: add --benchmark, or give one of each")
+    return _restore(flags, run)
+
+
+def _operator(text: str, shape: tuple[int, ...]) -> Any:
+    classes = {name: value for name in operators.__all__ if isinstance(value := getattr(operators, name), type)}
+    return build(text, classes, OPERATORS, "--operator", item_shape=shape)
+
+
+def _method(text: str, noise: operators.Noise, max_batch: int) -> inverse.InverseMethod:
+    classes = {name: value for name in inverse.__all__ if isinstance(value := getattr(inverse, name), type)}
+    return build(text, classes, METHODS, "--method", noise=noise, max_batch=max_batch)
+
+
+def _restore(flags: Flags, run: Run) -> int:
+    """One operator, one method."""
+    from fewstep import pictures
+    from fewstep.restoration import numbers, picture, restore
+
+    shape, sigma = tuple(run.model.item_shape), (*flags.sigma, 0.1)[0]
+    noise = operators.Gaussian(sigma=sigma) if sigma else operators.NoNoise()
+    operator = _operator((*flags.operator, "inpaint-half")[0], shape)
+    method = _method((*flags.method, "sir")[0], noise, flags.max_batch)
+    truth = _truth(flags, run.recipe.dataset, shape)
     if truth is None:
         assert flags.image is not None
         y = _read(flags.image, operator.y_shape)
     else:
         y = noise.sample(operator.A(truth), item_generators(len(truth), flags.seed))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegeneracyWarning)  # the notes are printed below
+        warnings.simplefilter("ignore", inverse.DegeneracyWarning)  # the notes are printed below
         found = restore(run.model, operator, method, y, flags.n, flags.seed, quiet=False)
-    result = run.about | {"operator": repr(operator), "method": repr(method), "sigma": flags.sigma, "seed": flags.seed}
+    result = run.about | {"operator": repr(operator), "method": repr(method), "sigma": sigma, "seed": flags.seed}
     result |= numbers(found, operator, truth)
     out = flags.out or flags.run / "restoration"
     arrays = {name: value.cpu().numpy() for name, value in found.arrays.items()}
@@ -133,6 +156,32 @@ def run(arguments: list[str]) -> int:
     for note in result["notes"]:
         console.print(note, highlight=False)
     sys.stdout.write(f"written to {out}: {shown}\n")
+    return 0
+
+
+def _benchmark(flags: Flags, run: Run) -> int:
+    """Several operators by several methods."""
+    from fewstep.restoration_benchmark import BenchmarkPlan, benchmark
+    from fewstep.restoration_benchmark import table as table_of
+
+    if flags.image is not None:
+        raise UserError("--benchmark restores held-out items: leave --image out")
+    sigmas = flags.sigma or BenchmarkPlan.sigmas
+    tasks = {text: _operator(text, tuple(run.model.item_shape)) for text in flags.operator or TASKS}
+    methods = {text: partial(_method, text, max_batch=flags.max_batch) for text in flags.method or BENCHMARKED}
+    for method in methods.values():
+        method(operators.Gaussian(sigma=1.0))  # a mistake is told before the first restoration
+    plan = BenchmarkPlan(sigmas=sigmas, problems=flags.items, n=flags.n, seed=flags.seed)
+    rows = benchmark(run.model, run.recipe.dataset, tasks, methods, plan, flags.data, quiet=False)
+    out = flags.out or flags.run / "restoration"
+    result = run.about | {"seed": flags.seed, "operators": {k: repr(v) for k, v in tasks.items()}, "rows": rows}
+    write_file(out / "restoration-benchmark.json", json.dumps(result, indent=1))
+    console = terminal()
+    print_tables([table_of(rows)], console)
+    for row in rows:
+        for note in [row["refused"]] if "refused" in row else row["notes"]:
+            console.print(f"{row['task']}, sigma {row['sigma']:g}: {note}", highlight=False)
+    sys.stdout.write(f"written to {out}: restoration-benchmark.json\n")
     return 0
 
 
@@ -154,7 +203,7 @@ def table(result: dict) -> tuple[str, list[str], list[list[str]]]:
     return f"{result['recipe']}: {result['problems']} problems, {result['n']} samples each", ["", ""], rows
 
 
-def _truth(flags: Flags, dataset, shape: tuple[int, ...], operator) -> torch.Tensor | None:
+def _truth(flags: Flags, dataset: Dataset, shape: tuple[int, ...]) -> torch.Tensor | None:
     """What is measured: held-out items, or the picture; None where the picture is the measurement."""
     if flags.image is None:
         return dataset.test(flags.data).up_to(flags.items, seed=flags.seed)["x_0"]
