@@ -48,8 +48,8 @@ def test_objects_are_built_from_text():
         "Inpainting(mask=RandomMask(missing=0.8, seed=3))", CLASSES, OPERATORS, "--operator", item_shape=(1, 8, 8)
     )
     assert found == Inpainting(item_shape=(1, 8, 8), mask=RandomMask(missing=0.8, seed=3))
-    assert build("hdr", CLASSES, OPERATORS, "--operator", item_shape=(4,)) == HDRClip(item_shape=(4,), gain=2.0)
-    assert build("HDRClip", CLASSES, OPERATORS, "--operator", item_shape=(4,)) == HDRClip(item_shape=(4,))
+    assert build("hdr", CLASSES, OPERATORS, "--operator", {"item_shape": (4,)}) == HDRClip(item_shape=(4,), gain=2.0)
+    assert build("HDRClip", CLASSES, OPERATORS, "--operator", {"item_shape": (4,)}) == HDRClip(item_shape=(4,))
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_objects_are_built_from_text():
 )
 def test_text_that_names_nothing_is_told(text, says):
     with pytest.raises(UserError, match="--operator") as error:
-        build(text, CLASSES, OPERATORS, "--operator", item_shape=(1, 8, 8))
+        build(text, CLASSES, OPERATORS, "--operator", {"item_shape": (1, 8, 8)})
     assert says in str(error.value)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_named_operator_works(name):
     shape = (3, 8, 8) if name == "grey" else (1, 8, 8)
-    operator = build(name, CLASSES, OPERATORS, "--operator", item_shape=shape)
+    operator = build(name, CLASSES, OPERATORS, "--operator", {"item_shape": shape})
     assert operator.A(torch.zeros(2, *shape)).shape == (2, *operator.y_shape)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from fewstep.errors import UserError
 
 
-def build(text: str, classes: Mapping[str, type], presets: Mapping[str, str], flag: str, **given: Any) -> Any:
+def build(text: str, classes: Mapping[str, type], presets: Mapping[str, str], flag: str, given: dict[str, Any]) -> Any:
     """The object that a text names: a preset or a call of one of the classes with literals and such calls as arguments.
 
     `given` are fields of the outermost object that the caller fills in. Raises `UserError` with the names there are where

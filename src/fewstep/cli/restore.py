@@ -113,12 +113,12 @@ def run(arguments: list[str]) -> int:
 
 def _operator(text: str, shape: tuple[int, ...]) -> Any:
     classes = {name: value for name in operators.__all__ if isinstance(value := getattr(operators, name), type)}
-    return build(text, classes, OPERATORS, "--operator", item_shape=shape)
+    return build(text, classes, OPERATORS, "--operator", {"item_shape": shape})
 
 
 def _method(text: str, noise: operators.Noise, max_batch: int) -> inverse.InverseMethod:
     classes = {name: value for name in inverse.__all__ if isinstance(value := getattr(inverse, name), type)}
-    return build(text, classes, METHODS, "--method", noise=noise, max_batch=max_batch)
+    return build(text, classes, METHODS, "--method", {"noise": noise, "max_batch": max_batch})
 
 
 def _restore(flags: Flags, run: Run) -> int:
