@@ -45,7 +45,7 @@ def status(*arguments) -> int:
 
 def test_objects_are_built_from_text():
     found = build(
-        "Inpainting(mask=RandomMask(missing=0.8, seed=3))", CLASSES, OPERATORS, "--operator", item_shape=(1, 8, 8)
+        "Inpainting(mask=RandomMask(missing=0.8, seed=3))", CLASSES, OPERATORS, "--operator", {"item_shape": (1, 8, 8)}
     )
     assert found == Inpainting(item_shape=(1, 8, 8), mask=RandomMask(missing=0.8, seed=3))
     assert build("hdr", CLASSES, OPERATORS, "--operator", {"item_shape": (4,)}) == HDRClip(item_shape=(4,), gain=2.0)
