@@ -24,7 +24,7 @@ digits_stmd = Recipe(
     objective=calibrated(weight=4.0),
     optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=100),
     sampler=Ancestral(steps=4, flow_steps=4),
-    steps=2000,
+    steps=1200,
     batch_size=64,
     ema_decay=0.997,
     ema_warmup=False,
