@@ -32,7 +32,7 @@ from fewstep.inverse.guidance import gradient_through_draws, shift_of_draws
 from fewstep.metrics import IntervalCoverage, SlicedWasserstein
 from fewstep.models import MeanFlow, MixturePosterior, PosteriorFlow
 from fewstep.models.base import PosteriorModel
-from fewstep.operators import Gaussian, HDRClip, Inpainting, Matrix, NoNoise, TensorMask
+from fewstep.operators import Gaussian, HDRClip, Inpainting, Matrix, NoNoise, Poisson, TensorMask
 from fewstep.posterior import DiracPosterior
 from fewstep.scaling import GaussianScaling, IdentityScaling
 from problems import SCHEDULE, TINY_MLP, doubles, generator, generators, normals, randomise, seeded, t2, tau_of
@@ -108,7 +108,8 @@ def test_decoupled_sir():
     found = samples(DecoupledSIR(noise=NOISE, levels=5, draws=64)).x[:, 0]
     assert total_variation(found) < 0.05
     assert sliced(found) < 0.15
-    few = samples(DecoupledSIR(noise=NOISE, levels=5, draws=4)).x[:, 0]
+    with pytest.warns(DegeneracyWarning):
+        few = samples(DecoupledSIR(noise=NOISE, levels=5, draws=4)).x[:, 0]
     assert sliced(few) > 0.4
     assert sliced(samples(DecoupledSIR(noise=NOISE, draws=1)).x[:, 0]) > 0.9
 
@@ -140,10 +141,10 @@ def test_nested_smc_estimates_the_evidence_without_bias():
 
 
 def test_nested_smc_has_the_posterior_with_one_draw_each():
-    """Exact in the number of particles for any J: weighted samples of 64 runs, each problem by itself."""
+    """Exact in the number of particles for any J, J = 1 too: weighted means of 20 runs, each problem by itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegeneracyWarning)
-        found = samples(NestedSMC(noise=NOISE, steps=15, draws=2, prior_variance=3.0), 400, Y.expand(20, 1))
+        found = samples(NestedSMC(noise=NOISE, steps=15, draws=1, prior_variance=3.0), 2000, Y.expand(20, 1))
     means = found.mean
     assert accepts(z_tests(means, TRUTH.mean))
     assert rejects(z_tests(means, MIXTURE.mean))
@@ -156,7 +157,7 @@ def test_nested_smc_has_the_posterior_with_one_draw_each():
 
 @pytest.mark.parametrize("draws", [16, 64])
 def test_the_gradient_from_draws(draws):
-    """At `x_tau = (.4, -.7)`, alpha^2 = .5, 2000 times: unbiased to .03 with 64 draws; the plug-in of the mean is far off."""
+    """At `x_tau = (.4, -.7)`, alpha^2 = .5, 2000 times: unbiased to .03 with 64 draws."""
     tau, x_tau = tau_of(0.5), doubles(0.4, -0.7)
     exact = doubles(0.91474041, -0.49837737)
     problem = problem_of(MODEL)
@@ -166,8 +167,6 @@ def test_the_gradient_from_draws(draws):
     bias, rmse = (found.mean(0) - exact).abs().max(), (found - exact).square().sum(1).mean().sqrt()
     assert bias < (0.03 if draws == 64 else 0.1)
     assert rmse < (0.4 if draws == 64 else 0.9)
-    plug_in = doubles(6.035, 3.847)
-    assert (found.mean(0) - plug_in).norm() > 4
 
 
 def problem_of(model, y=Y, operator=A):
@@ -211,7 +210,7 @@ def test_a_chain_has_the_law_of_the_noise_given_y(chain):
 
     z = torch.randn(n, 1, generator=generator(3), dtype=torch.float64)
     x_0, accepted = chain.run(problem, value, z)
-    assert 0.1 < accepted < 0.99
+    assert 0.1 < accepted.mean() < 0.99
     precision = 1 + 4 / 0.64
     mean, variance = 2 * (2 * (target - 1) / 0.64) / precision + 1, 4 / precision
     moments = torch.cat([x_0 - mean, (x_0 - mean).square()], dim=1)
@@ -265,17 +264,17 @@ def test_the_heuristics_miss_the_posterior():
 
 
 def test_draws_cover_and_means_do_not():
-    """90 % intervals of split Gibbs, 200 problems, 40 samples each: .87 to .91 with draws, at most .82 with the mean."""
-    n = 200
+    """90 % intervals of split Gibbs, 3000 problems, 40 samples each: .87 to .91 with draws, at most .82 with the mean."""
+    n = 3000
     x_0 = MIXTURE.sample((n,), generator(5))
     y = x_0 @ MATRIX.T + SIGMA * torch.randn(n, 1, generator=generator(6), dtype=torch.float64)
-    method = SplitGibbs(noise=NOISE, rho=0.3, anneal=10, steps=30)
+    method = SplitGibbs(noise=NOISE, anneal=20, steps=20, max_batch=10**6)
     covered = {
         name: IntervalCoverage()(samples(method, 40, y, model).x, x_0)["coverage_90"]
         for name, model in (("draws", MODEL), ("mean", MEAN))
     }
-    assert 0.85 < covered["draws"] < 0.93
-    assert covered["mean"] < 0.82
+    assert 0.87 <= covered["draws"] <= 0.91
+    assert covered["mean"] <= 0.82
 
 
 # --- what all methods share
@@ -326,6 +325,11 @@ def test_bad_input_is_told(method):
     if method.linear_only:
         with pytest.raises(UserError, match="needs a linear operator"):
             method(MODEL, clip, doubles(0.5, 0.5)[None], 2)
+    with pytest.raises(UserError, match="2 generators for 1 problems"):
+        method(MODEL, A, Y, 2, generators(1, 2))
+    if isinstance(method, NullSpace):
+        with pytest.raises(UserError, match="knows Gaussian noise and none"):
+            replace(method, noise=Poisson(gain=9.0))(MODEL, A, Y, 2)
     if isinstance(method, SplitGibbs):
         with pytest.raises(UserError, match="Gaussian noise"):
             replace(method, noise=NoNoise())(MODEL, A, Y, 2)
@@ -340,12 +344,73 @@ def test_nothing_observed_gives_the_prior_and_everything_the_truth():
     y = doubles(0.4, -1.2)[None]
     for method in (
         NullSpace(noise=NoNoise(), steps=8),
+        LookAhead(noise=NOISE, steps=8, draws=4),
         DecoupledSIR(noise=NOISE, levels=2, draws=4),
         SplitGibbs(noise=NOISE, rho=0.5, anneal=20, steps=400),
+        NestedSMC(noise=NOISE, steps=8, draws=4),
     ):
-        assert sliced(samples(method, 2000, 0 * y, operator=blind).x[:, 0], MIXTURE) < 0.2
+        found = samples(method, 2000, y, operator=blind)
+        assert sliced(found.x[:, 0], MIXTURE) < 0.2, method
+        assert found.log_z is None or found.log_z.abs().max() < 1e-12  # that nothing is observed is certain
     exact = NullSpace(noise=NoNoise(), steps=8)(MODEL, whole, y, 50, generator(0))
     assert_close(exact.x[:, 0], y.expand(50, 2))
+
+
+@pytest.mark.filterwarnings("ignore::fewstep.inverse.DegeneracyWarning")
+@pytest.mark.parametrize(
+    "method",
+    [NestedSMC(noise=NOISE, steps=10, draws=4, prior_variance=3.0), LookAhead(noise=NOISE, steps=4)],
+    ids=lambda m: type(m).__name__,
+)
+def test_a_problem_that_goes_badly_changes_no_other(method):
+    """One measurement far out, whose particles are resampled at every step."""
+    y = doubles(0.5, -6.0, 2.0, 9.0)[:, None]
+    together = method(MODEL, A, y, 16, generators(1, 2, 3, 4))
+    for i in range(4):
+        alone = method(MODEL, A, y[i : i + 1], 16, generators(i + 1))
+        assert_close(alone.x[:, 0], together.x[:, i])
+        assert_close(alone.log_w[:, 0], together.log_w[:, i])
+
+
+@pytest.mark.parametrize("model", ["exact", "flow"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        NestedSMC(noise=Poisson(gain=20.0), steps=4, draws=2, anneal=0.0),
+        DecoupledSIR(noise=Poisson(gain=20.0), levels=2, draws=2),
+        LookAhead(noise=Poisson(gain=20.0), steps=3, draws=2),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_draws_that_cannot_explain_y_are_no_numbers_lost(model, method):
+    """Photons where a draw is dark: likelihood 0. Samples stay finite; impossible ones have no weight, or a note says so."""
+    model = MODEL if model == "exact" else flow()
+    whole = Inpainting(item_shape=(2,), mask=TensorMask(observed=torch.tensor([True, True])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegeneracyWarning)
+        found = method(model, whole, doubles(0.6, 0.9)[None], 12, generator(0))
+    assert found.x.isfinite().all()
+    assert not found.log_w.isnan().any()
+    assert not found.ess.isnan().any()
+    if isinstance(method, NestedSMC):
+        assert not found.log_z.isnan().any()
+        impossible = (found.x <= -1).any(-1)
+        assert found.log_w[impossible].isneginf().all()
+    if isinstance(method, DecoupledSIR):
+        assert found.notes
+
+
+def test_split_gibbs_takes_its_rho_from_the_noise():
+    """Everything observed, noise of .05: intervals cover; with a rho of twice the noise they are far too wide, and it says so."""
+    whole = Inpainting(item_shape=(2,), mask=TensorMask(observed=torch.tensor([True, True])))
+    noise, x_0 = Gaussian(sigma=0.05), MIXTURE.sample((300,), generator(0))
+    y = noise.sample(x_0, generator(1))
+    fine = SplitGibbs(noise=noise)(MODEL, whole, y, 31, generator(2))
+    assert abs(IntervalCoverage()(fine.x, x_0)["coverage_90"] - 0.9) < 0.04
+    assert fine.notes == ()
+    with pytest.warns(DegeneracyWarning, match="take a smaller rho"):
+        coarse = SplitGibbs(noise=noise, rho=0.1)(MODEL, whole, y, 31, generator(2))
+    assert IntervalCoverage()(coarse.x, x_0)["coverage_90"] > 0.97
 
 
 def test_degeneracy_is_told():
@@ -354,8 +419,12 @@ def test_degeneracy_is_told():
     with pytest.warns(DegeneracyWarning, match="take more draws or levels, or a chain"):
         found = samples(DecoupledSIR(noise=sharp, levels=2, draws=8), 50)
     assert any("more than half" in note for note in found.notes)
-    with pytest.warns(DegeneracyWarning, match="take more samples or draws"):
-        samples(NestedSMC(noise=sharp, steps=4, draws=2, anneal=0.0, resample=0.0), 50)
+    whole = Inpainting(item_shape=(2,), mask=TensorMask(observed=torch.tensor([True, True])))
+    with pytest.warns(DegeneracyWarning, match="at some level"):  # at the last level alone nothing is wrong
+        samples(DecoupledSIR(noise=Gaussian(sigma=0.1), draws=64), 50, doubles(0.0, -2.0)[None], operator=whole)
+    for k in (50, 6):
+        with pytest.warns(DegeneracyWarning, match="take more samples or draws"):
+            samples(NestedSMC(noise=sharp, steps=4, draws=2, anneal=0.0, resample=0.0), k)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DegeneracyWarning)
         assert samples(DecoupledSIR(noise=NOISE, draws=64), 50).notes == ()
@@ -375,6 +444,8 @@ def test_degeneracy_is_told():
         lambda: PCN(size=1.5),
         lambda: MALA(length=0),
         lambda: SplitGibbs(noise=NOISE, max_batch=0),
+        lambda: SplitGibbs(noise=NOISE, steps=0),
+        lambda: NestedSMC(noise=NOISE, draws=0),
     ],
 )
 def test_numbers_out_of_range_are_refused(wrong):

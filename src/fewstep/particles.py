@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from fewstep.draws import Source, uniform
+from fewstep.draws import Source, categorical, uniform
 
 
 def log_mean_exp(log_w: Tensor, axis: int = 0) -> Tensor:
@@ -17,8 +17,18 @@ def log_mean_exp(log_w: Tensor, axis: int = 0) -> Tensor:
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
-    """`(sum w)^2 / sum w^2` `(b,)` of `(k, b)`: k where the weights are equal, 1 where one has everything (Kong 1992)."""
-    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+    """`(sum w)^2 / sum w^2` `(b,)` of `(k, b)`: k where they are equal, 1 where one has all, 0 where all are 0 (Kong 1992)."""
+    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().nan_to_num(0.0)
+
+
+def finite(log_w: Tensor) -> Tensor:
+    """Log-weights along the first axis, equal where all of them are -inf: there is nothing to choose by."""
+    return torch.where(log_w.isneginf().all(0), 0.0, log_w)
+
+
+def choose(log_w: Tensor, generator: Source = None) -> Tensor:
+    """The index `(1, rows)` of one of J candidates of each row, by log-weights `(J, rows)`; any where all are -inf."""
+    return categorical(finite(log_w).T, generator)[None]
 
 
 def systematic(log_w: Tensor, generator: Source = None) -> Tensor:

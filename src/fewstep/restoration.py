@@ -5,18 +5,41 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.random import SeedSequence
 from torch import Tensor
 
 from fewstep import pictures
 from fewstep.draws import item_generators
 from fewstep.errors import UserError
 from fewstep.inverse import InverseMethod, PosteriorSamples
-from fewstep.metrics import CRPS, EnergyScore, IntervalCoverage, SpreadSkill
+from fewstep.inverse.base import observed
+from fewstep.metrics import CRPS, EnergyScore, SpreadSkill
+from fewstep.metrics.ranks import coverage, ranks
 from fewstep.models.base import Model
-from fewstep.operators import is_linear
+from fewstep.operators import Noise, is_linear
+from fewstep.pictures import to_levels
 from fewstep.shapes import flat
 
-INTERVAL = 0.9
+INTERVAL, RESAMPLES = 0.9, 1000
+NEARLY_CONSTANT = 0.1  # a component whose deviation is below this share of the mean one
+
+
+def measure(operator: Any, noise: Noise, x_0: Tensor, seed: int) -> Tensor:
+    """Measurements of items `(b, *item_shape)`; item i has a generator of its own, other ones than `restore` with this seed."""
+    return noise.sample(operator.A(x_0), item_generators(len(x_0), int(SeedSequence([seed, 1]).generate_state(1)[0])))
+
+
+def interval(draws: Tensor, level: float = INTERVAL) -> tuple[Tensor, Tensor, float]:
+    """The ends of the central interval of draws `(k, ...)` that holds a further draw with probability `level`, and that level.
+
+    The ends are between order statistics, at `p (k + 1)`, because k draws and the further one are exchangeable (the usual
+    sample quantiles hold it less often). k draws reach `(k - 1) / (k + 1)` at most.
+    """
+    k = len(draws)
+    level = min(level, (k - 1) / (k + 1))
+    p = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=draws.dtype, device=draws.device)
+    low, high = draws.quantile(((p * (k + 1) - 1) / (k - 1)).clamp(0, 1), dim=0)
+    return low, high, level
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,9 +53,8 @@ class Restoration:
 
     @property
     def arrays(self) -> dict[str, Tensor]:
-        """Samples, their weights, mean, standard deviation and the ends of the central 90 % interval, by name."""
-        ends = torch.tensor([(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], dtype=self.draws.dtype)
-        low, high = self.draws.quantile(ends.to(self.draws.device), dim=0)
+        """Samples, their weights, mean, standard deviation and the ends of the central interval (`interval`), by name."""
+        low, high, _ = interval(self.draws)
         return {
             "y": self.y,
             "samples": self.found.x,
@@ -58,11 +80,14 @@ def restore(
 def numbers(restoration: Restoration, operator: Any, truth: Tensor | None = None) -> dict[str, Any]:
     """What a restoration cost and how far it is from y; with the truth `(b, *item_shape)` also quality and calibration.
 
-    `misfit`: the root mean square of `y - A(x)` over draws. `psnr` of the mean, in dB for images in [-1, 1]. Coverage, CRPS,
-    energy score and spread/skill are of the draws. Keys in docs/json.md.
+    `misfit`: the root mean square of `y - A(x)` over draws and observed entries. `psnr` of the mean, in dB for images in [-1, 1].
+    CRPS, energy score and spread/skill are of the draws (where samples carry weights: of as many drawn by them). Keys in
+    docs/json.md.
     """
     draws, found = restoration.draws, restoration.found
-    clean = operator.A(draws.flatten(0, 1)).unflatten(0, draws.shape[:2])
+    clean = operator.A(draws.flatten(0, 1)).reshape(*draws.shape[:2], -1)
+    y, seen = flat(restoration.y).to(clean), observed(operator)
+    misses = y - clean if seen is None else (y - clean)[..., seen]
     result: dict[str, Any] = {
         "n": len(draws),
         "problems": draws.shape[1],
@@ -70,7 +95,8 @@ def numbers(restoration: Restoration, operator: Any, truth: Tensor | None = None
         "seconds": restoration.seconds,
         "ess": found.ess.mean().item(),
         "notes": list(found.notes),
-        "misfit": (restoration.y.to(clean) - clean).square().mean().sqrt().item(),
+        "misfit": misses.square().mean().sqrt().item() if misses.numel() else 0.0,
+        "interval": interval(draws)[2],
         "spread": draws.std(0).square().mean().sqrt().item(),
     }
     if found.log_z is not None:
@@ -80,9 +106,31 @@ def numbers(restoration: Restoration, operator: Any, truth: Tensor | None = None
     truth, draws = truth.double(), draws.double().cpu()
     errors = flat(found.mean.double().cpu() - truth).square().mean(1)
     psnr = (10 * (4 / errors.clamp_min(1e-12)).log10()).mean().item()
-    scores = CRPS()(draws, truth) | EnergyScore()(draws, truth) | SpreadSkill()(draws, truth)
-    coverage = IntervalCoverage()(draws, truth)["coverage_90"]
-    return result | {"psnr": psnr, "coverage_90": coverage} | scores
+    return result | {"psnr": psnr} | CRPS()(draws, truth) | EnergyScore()(draws, truth) | SpreadSkill()(draws, truth)
+
+
+def covered(
+    draws: Tensor, truth: Tensor, components: Tensor, step: float | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """`coverage_90` and its bootstrap `coverage_90_interval` over problems, of some components `(d,)`, on the grey levels.
+
+    By ranks with random ties, as in `fewstep calibrate`: exact for every number of draws `(k, b, ...)`. None for no component.
+    """
+    if not components.any():
+        return {"coverage_90": None, "coverage_90_interval": None}
+    generator, level = torch.Generator().manual_seed(seed), torch.tensor([INTERVAL], dtype=torch.float64)
+    rank = ranks(to_levels(draws, step), to_levels(truth.to(draws), step), generator)[:, components]
+    inside = torch.stack([coverage(row[None], len(draws), level).mean() for row in rank])
+    picks = torch.randint(len(inside), (RESAMPLES, len(inside)), generator=generator)
+    ends = inside[picks].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=inside.dtype))
+    return {"coverage_90": inside.mean().item(), "coverage_90_interval": ends.tolist()}
+
+
+def uncertain(operator: Any, x_0: Tensor) -> Tensor:
+    """The components `(d,)` that vary among items `(n, ...)` of the data and that the measurement does not hold one by one."""
+    std, seen = flat(x_0).std(0), observed(operator)
+    varying = std > NEARLY_CONSTANT * std.mean()
+    return varying if seen is None else varying & ~seen
 
 
 def picture(

@@ -10,20 +10,14 @@ import torch
 from torch import Tensor
 
 from fewstep.datasets.base import Dataset
-from fewstep.draws import item_generators
 from fewstep.errors import UserError
 from fewstep.features import classifier_of
 from fewstep.inverse import DegeneracyWarning, InverseMethod
-from fewstep.metrics.ranks import coverage, ranks
 from fewstep.models.base import Model
-from fewstep.operators import Gaussian, Inpainting, Noise, NoNoise
-from fewstep.pictures import to_levels
+from fewstep.operators import Gaussian, Noise, NoNoise
 from fewstep.progress import Meter
-from fewstep.restoration import INTERVAL, numbers, restore
-from fewstep.shapes import flat
+from fewstep.restoration import covered, measure, numbers, restore, uncertain
 
-RESAMPLES = 1000
-NEARLY_CONSTANT = 0.1  # a component whose deviation is below this share of the mean one
 MethodOf = Callable[[Noise], InverseMethod]
 
 
@@ -59,8 +53,7 @@ def benchmark(
     """
     test = dataset.test(data)
     found = test.take(min(plan.problems, test.size or plan.problems), seed=plan.seed)
-    std = flat(dataset.train(data).up_to(5000)["x_0"]).std(0)
-    varying = std > NEARLY_CONSTANT * std.mean()
+    train = dataset.train(data).up_to(5000)["x_0"]
     labelled = dataset.num_classes > 0 and len(dataset.item_shape) == 3
     classifier = classifier_of(dataset, data, quiet).classifier if labelled else None
     cases = [(task, sigma, method) for task in tasks for sigma in plan.sigmas for method in methods]
@@ -69,7 +62,7 @@ def benchmark(
         for done, (task, sigma, name) in enumerate(cases, start=1):
             operator, noise = tasks[task], Gaussian(sigma=sigma) if sigma else NoNoise()
             row: dict[str, Any] = {"task": task, "sigma": sigma, "method": name}
-            y = noise.sample(operator.A(found["x_0"]), item_generators(len(found["x_0"]), plan.seed))
+            y = measure(operator, noise, found["x_0"], plan.seed)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DegeneracyWarning)  # the notes are in the row
@@ -78,28 +71,12 @@ def benchmark(
                 rows.append(row | {"refused": str(error)})
                 continue
             row |= numbers(restored, operator, found["x_0"])
-            unseen = varying & ~_observed(operator)
-            row |= covered(restored.draws.cpu(), found["x_0"], unseen, test.step, plan.seed)
+            row |= covered(restored.draws.cpu(), found["x_0"], uncertain(operator, train), test.step, plan.seed)
             if classifier is not None:
                 row["class_log_score"] = class_log_score(classifier, restored.draws.cpu().float(), found["labels"])
             rows.append(row)
             meter.update(done)
     return rows
-
-
-def covered(draws: Tensor, truth: Tensor, components: Tensor, step: float | None, seed: int = 0) -> dict[str, Any]:
-    """`coverage_90` and its bootstrap `coverage_90_interval` over problems, of some components `(d,)`, on the grey levels.
-
-    By ranks with random ties, as in `fewstep calibrate`: exact for every number of draws `(k, b, ...)`.
-    """
-    if not components.any():
-        return {"coverage_90": None, "coverage_90_interval": None}
-    generator, level = torch.Generator().manual_seed(seed), torch.tensor([INTERVAL], dtype=torch.float64)
-    rank = ranks(to_levels(draws, step), to_levels(truth.to(draws), step), generator)[:, components]
-    inside = torch.stack([coverage(row[None], len(draws), level).mean() for row in rank])
-    picks = torch.randint(len(inside), (RESAMPLES, len(inside)), generator=generator)
-    ends = inside[picks].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=inside.dtype))
-    return {"coverage_90": inside.mean().item(), "coverage_90_interval": ends.tolist()}
 
 
 @torch.no_grad()
@@ -109,13 +86,6 @@ def class_log_score(classifier: Callable[[Tensor], Tensor], draws: Tensor, label
     log_p = classifier(draws.flatten(0, 1)).log_softmax(1).reshape(k, b, -1)
     mean = log_p.logsumexp(0) - torch.tensor(float(k)).log()
     return mean.gather(1, labels[:, None]).mean().item()
-
-
-def _observed(operator: Any) -> Tensor:
-    """The components that the measurement holds one by one."""
-    if isinstance(operator, Inpainting):
-        return operator.observed.expand(operator.item_shape).flatten()
-    return torch.zeros(torch.Size(operator.item_shape).numel(), dtype=torch.bool)
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[str, list[str], list[list[str]]]:

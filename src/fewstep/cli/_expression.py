@@ -2,10 +2,25 @@
 
 import ast
 import dataclasses
+import inspect
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fewstep.errors import UserError
+
+
+def concrete(family: ModuleType) -> dict[str, type]:
+    """The dataclasses among the public names of a family that can be made."""
+    values = ((name, getattr(family, name)) for name in family.__all__)
+    return {
+        name: value
+        for name, value in values
+        if isinstance(value, type) and dataclasses.is_dataclass(value) and not inspect.isabstract(value)
+    }
 
 
 def build(text: str, classes: Mapping[str, type], presets: Mapping[str, str], flag: str, given: dict[str, Any]) -> Any:
@@ -34,15 +49,22 @@ def _called(call: ast.Call, classes: Mapping[str, type], flag: str, given: dict[
     fields = {field.name for field in dataclasses.fields(classes[name])}
     if call.args:
         raise UserError(f"{flag}: {name} takes its arguments by name: {', '.join(sorted(fields - set(given)))}")
+    tensors = {field.name for field in dataclasses.fields(classes[name]) if field.type is Tensor}
     values = {str(keyword.arg): _value(keyword.value, classes, flag) for keyword in call.keywords}
+    try:
+        values |= {name: torch.as_tensor(values[name]) for name in tensors & values.keys()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{flag}: {', '.join(tensors & values.keys())} of {name} takes numbers, such as ((1, 2), (3, 4))"
+        ) from error
     unknown = values.keys() - fields | values.keys() & given.keys()
     if unknown:
         takes = ", ".join(sorted(fields - set(given)))
         raise UserError(f"{flag}: {name} takes no {', '.join(sorted(unknown))} here: it takes {takes}")
     try:
         return classes[name](**given, **values)
-    except TypeError as error:
-        raise UserError(f"{flag}: {name}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{flag}: {name} cannot be made of this: {error}") from error
 
 
 def _value(node: ast.expr, classes: Mapping[str, type], flag: str) -> Any:

@@ -19,10 +19,11 @@ from fewstep.draws import Source, normal_like, split
 from fewstep.errors import UserError
 from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
 from fewstep.models.consistency import ConsistencyMap
-from fewstep.operators import Noise, check_observation, is_linear
+from fewstep.operators import Inpainting, Noise, check_observation, is_linear
 from fewstep.particles import effective_sample_size, systematic, take
 from fewstep.posterior import FlowPosterior
 from fewstep.progress import Meter
+from fewstep.shapes import flat
 
 
 class DegeneracyWarning(UserWarning):
@@ -31,7 +32,8 @@ class DegeneracyWarning(UserWarning):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PosteriorSamples:
-    """Samples of `p(x_0 | y)`: `x` `(k, b, *item_shape)` with log-weights `log_w` `(k, b)` that sum to 1.
+    """Samples of `p(x_0 | y)`: `x` `(k, b, *item_shape)` with log-weights `log_w` `(k, b)` that sum to 1 (to 0 where no sample
+    can explain y).
 
     `ess` `(b,)` is the effective sample size; `log_z` `(b,)` the log-evidence `log p(y)` where the method estimates it;
     `nfe` the network evaluations for each sample; `notes` what went wrong, in plain words.
@@ -129,8 +131,9 @@ class Problem:
     def log_likelihood(self, x_0: Tensor) -> Tensor:
         """`log p(y | x_0)` `(.., rows)` of draws `(.., rows, *item_shape)`."""
         lead = x_0.shape[: x_0.ndim - len(self.model.item_shape)]
-        clean = self.operator.A(x_0.reshape(-1, *self.model.item_shape))
-        return self.noise.log_likelihood(self.rows_of_y(lead[-1]), clean.reshape(*lead, *clean.shape[1:]))
+        clean = self.operator.A(x_0.reshape(-1, *self.model.item_shape)).reshape(*lead, -1)
+        y, seen = flat(self.rows_of_y(lead[-1])), observed(self.operator)
+        return self.noise.log_likelihood(*((y, clean) if seen is None else (y[:, seen], clean[..., seen])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +154,8 @@ class InverseMethod(ABC):
     remedy: ClassVar[str] = "take more samples"
 
     def __post_init__(self) -> None:
-        if self.flow_steps < 1 or self.max_batch < 1:
-            raise UserError("flow_steps and max_batch count from 1 up")
+        check_count("flow_steps", self.flow_steps)
+        check_count("max_batch", self.max_batch)
 
     def __call__(
         self,
@@ -167,14 +170,15 @@ class InverseMethod(ABC):
         name = type(self).__name__
         if not isinstance(model, PosteriorModel) or isinstance(model, ConsistencyMap):
             raise UserError(f"{name} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none")
-        if num_samples < 1:
-            raise UserError(f"num_samples counts from 1 up, not {num_samples}")
+        check_count("num_samples", num_samples)
         if self.linear_only and not is_linear(operator):
             raise UserError(
                 f"{name} needs a linear operator, one with A_adjoint, A_dagger and prox_l2, and {type(operator).__name__} is "
                 "none: take DecoupledSIR or NestedSMC, which need A alone"
             )
         check_observation(operator, y)
+        if isinstance(generator, Sequence) and len(generator) != len(y):
+            raise UserError(f"{len(generator)} generators for {len(y)} problems: give one for each, or one for all")
         self.check(operator)
         groups = y.split(max(1, self.max_batch // (num_samples * self.held)))
         sources, total = split(generator, [len(group) for group in groups]), self.iterations * len(groups)
@@ -190,7 +194,7 @@ class InverseMethod(ABC):
         ]
         evidence = [one.log_z for one in found if one.log_z is not None]
         log_w = torch.cat(weights, dim=1).double()
-        log_w = log_w - log_w.logsumexp(0)
+        log_w = log_w - torch.where(log_w.isneginf().all(0), 0.0, log_w.logsumexp(0))
         ess = effective_sample_size(log_w)
         said = dict.fromkeys(note for one in found for note in one.notes)  # once each
         notes = tuple(f"{name}: {note}" for note in (*said, *_degenerate(log_w, ess, self.remedy)))
@@ -240,13 +244,24 @@ class Steps:
         self.meter.update(self.before + done)
 
 
+def observed(operator: Any) -> Tensor | None:
+    """The entries of a flattened measurement that say something of x, where some say nothing; None where all do."""
+    return operator.observed.expand(operator.item_shape).flatten() if isinstance(operator, Inpainting) else None
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """`UserError` unless the value is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name} counts from {least} up, not {value!r}")
+
+
 def _degenerate(log_w: Tensor, ess: Tensor, remedy: str) -> list[str]:
-    """Plain words for weights that few samples carry, where there are ten samples or more."""
+    """Plain words for weights that few samples carry."""
     k, b = log_w.shape
-    if k < 10:
+    if k < 3:
         return []
     heavy = int((log_w.amax(0).exp() > 0.5).sum())
-    low = int((ess < 0.1 * k).sum())
+    low = int((~(ess >= max(1.5, 0.1 * k))).sum())  # also where nothing explains y
     if heavy:
         return [f"one sample carries more than half of the weight in {heavy} of {b} problems: {remedy}"]
     return [f"less than a tenth of the samples are effective in {low} of {b} problems: {remedy}"] if low else []

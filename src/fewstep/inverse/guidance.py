@@ -14,15 +14,15 @@ from torch import Tensor
 
 from fewstep.bridge import bridge
 from fewstep.errors import UserError
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps
-from fewstep.particles import log_mean_exp
+from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
+from fewstep.particles import finite, log_mean_exp
 from fewstep.shapes import flat
 from fewstep.times import Grid, UniformGrid
 
 
 def shift_of_draws(x_0: Tensor, log_likelihood: Tensor) -> Tensor:
     """`(sigma^2 / alpha) g` without a derivative: the weighted mean less the mean of draws `(K, rows, ...)`, `(rows, ...)`."""
-    weights = log_likelihood.softmax(0).to(x_0)
+    weights = finite(log_likelihood).softmax(0).to(x_0)
     return (weights.reshape(*weights.shape, *[1] * (x_0.ndim - 2)) * x_0).sum(0) - x_0.mean(0)
 
 
@@ -56,8 +56,10 @@ class LookAhead(InverseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.draws < 2:
-            raise UserError("a look-ahead takes steps from 1 up and draws from 2 up")
+        check_count("steps", self.steps)
+        check_count("draws", self.draws)
+        if self.draws < 2:
+            raise UserError("a look-ahead takes draws from 2 up")
 
     @property
     def iterations(self) -> int:
@@ -100,8 +102,9 @@ class DPS(InverseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.step < 0:
-            raise UserError("DPS takes steps from 1 up and a step that is not negative")
+        check_count("steps", self.steps)
+        if self.step < 0:
+            raise UserError("DPS takes a step that is not negative")
 
     @property
     def iterations(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.draws import uniform
 from fewstep.errors import UserError
-from fewstep.inverse.base import Problem
+from fewstep.inverse.base import Problem, check_count
 from fewstep.shapes import flat, per_item
 
 Value = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -28,13 +28,14 @@ class LatentChain(ABC):
     size: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.length < 1 or not 0 < self.size <= 1:
-            raise UserError("a chain has a length from 1 up and a size in (0, 1]")
+        check_count("length", self.length)
+        if not 0 < self.size <= 1:
+            raise UserError(f"a chain has a size in (0, 1], not {self.size}")
 
     def run(self, problem: Problem, value: Value, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The draw `(rows, ...)` at the end of the chain from z, and the share of proposals that were accepted."""
+        """The draw `(rows, ...)` at the end of the chain from z, and the share of its proposals that were accepted `(rows,)`."""
         x_0, log_p = value(z)
-        accepted = torch.zeros((), dtype=torch.float64)
+        accepted = torch.zeros_like(log_p)
         for _ in range(self.length):
             proposal, log_ratio = self.propose(problem, value, z)
             moved, log_q = value(proposal)
@@ -42,7 +43,7 @@ class LatentChain(ABC):
             yes = u.log() < log_q - log_p + log_ratio
             z, x_0 = (torch.where(per_item(yes, a), b, a) for a, b in ((z, proposal), (x_0, moved)))
             log_p = torch.where(yes, log_q, log_p)
-            accepted += yes.double().mean().cpu()
+            accepted += yes
         return x_0, accepted / self.length
 
     @abstractmethod

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
 from fewstep.bridge import bridge
 from fewstep.errors import UserError
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps
-from fewstep.operators import Gaussian
+from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
+from fewstep.operators import Gaussian, NoNoise
 from fewstep.times import Grid, UniformGrid
 
 
@@ -30,12 +31,17 @@ class NullSpace(InverseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise UserError(f"steps count from 1 up, not {self.steps}")
+        check_count("steps", self.steps)
 
     @property
     def iterations(self) -> int:
         return self.steps
+
+    def check(self, operator: Any) -> None:
+        if not isinstance(self.noise, Gaussian | NoNoise):
+            raise UserError(
+                f"null-space projection knows Gaussian noise and none, not {type(self.noise).__name__}: take DecoupledSIR"
+            )
 
     def run(self, problem: Problem, k: int, meter: Steps) -> Drawn:
         x, schedule = problem.start(k), problem.model.schedule

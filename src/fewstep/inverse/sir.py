@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from fewstep import transition
-from fewstep.draws import categorical
-from fewstep.errors import UserError
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps
+from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
 from fewstep.inverse.latent import LatentChain
-from fewstep.particles import take
+from fewstep.particles import choose, take
 from fewstep.times import Grid, UniformGrid
 
 
@@ -32,8 +30,8 @@ class DecoupledSIR(InverseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.levels < 1 or self.draws < 1:
-            raise UserError("levels and draws count from 1 up")
+        check_count("levels", self.levels)
+        check_count("draws", self.draws)
 
     @property
     def iterations(self) -> int:
@@ -45,38 +43,41 @@ class DecoupledSIR(InverseMethod):
 
     def run(self, problem: Problem, k: int, meter: Steps) -> Drawn:
         x, schedule = problem.start(k), problem.model.schedule
-        x_0, notes = x, tuple[str, ...]()
+        x_0, worst = x, torch.zeros(len(problem.y), dtype=torch.float64)
         for step, (tau, s) in enumerate(pairwise(self.grid(self.levels, schedule).to(x.device)), start=1):
-            x_0, notes = self._choose(problem, x, tau) if self.chain is None else self._explore(problem, x, tau)
+            x_0, bad = self._choose(problem, x, tau) if self.chain is None else self._explore(problem, x, tau)
+            worst = torch.maximum(worst, bad.reshape(k, -1).double().mean(0).cpu())  # of each problem, over levels
             if s > 0:
                 x = transition.sample(x_0, torch.zeros_like(s), s, schedule, problem.source(len(x))).to(x)
             meter.update(step)
-        return Drawn(x=x_0, notes=notes)
+        many = int((worst > 0.5).sum())
+        return Drawn(x=x_0, notes=(self._note(many, len(worst)),) if many else ())
 
-    def _choose(self, problem: Problem, x: Tensor, tau: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-        """A draw of each row by its likelihood; a note where one draw has more than half of the weight in most of the rows."""
-        drawn = problem.draw(x, tau, self.draws)
-        log_p = problem.log_likelihood(drawn)
-        chosen = take(drawn, categorical(log_p.T, problem.source(len(x)))[None])[0]
-        heavy = (log_p.double().softmax(0).amax(0) > 0.5).double().mean().item()
-        note = (
-            f"at the last level one of the {self.draws} draws has more than half of the weight in {heavy:.0%} of the chains: "
-            "take more draws or levels, or a chain (PCN)"
+    def _note(self, many: int, b: int) -> str:
+        if self.chain is not None:
+            return f"in {many} of {b} problems most chains hardly move or take every proposal at some level: change their size"
+        return (
+            f"in {many} of {b} problems one of the {self.draws} draws has more than half of the weight, or none explains y, in "
+            "most of the chains at some level: take more draws or levels, or a chain (PCN)"
         )
-        return chosen, (note,) if heavy > 0.5 and self.draws > 2 else ()
 
-    def _explore(self, problem: Problem, x: Tensor, tau: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-        """The end of a chain that starts at the noise of a draw chosen as in `_choose`."""
+    def _choose(self, problem: Problem, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """A draw of each row by its likelihood, and in which rows few of the draws carry the weight."""
+        drawn = problem.draw(x, tau, self.draws)
+        log_p = problem.log_likelihood(drawn).double()
+        few = (log_p.softmax(0).amax(0) > 0.5) | log_p.isneginf().all(0)
+        return take(drawn, choose(log_p, problem.source(len(x))))[0], few
+
+    def _explore(self, problem: Problem, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """The end of a chain that starts at the noise of a draw chosen as in `_choose`, and which chains are stuck or blind."""
         assert self.chain is not None
         z = problem.normal(x, (self.draws,))
         log_p = problem.log_likelihood(problem.push(x, tau, z))
-        z = take(z, categorical(log_p.T, problem.source(len(x)))[None])[0]
+        z = take(z, choose(log_p, problem.source(len(x))))[0]
 
         def value(z: Tensor) -> tuple[Tensor, Tensor]:
             x_0 = problem.push(x, tau, z[None])
             return x_0[0], problem.log_likelihood(x_0)[0]
 
         x_0, accepted = self.chain.run(problem, value, z)
-        share = accepted.item()
-        note = f"the chain accepts {share:.0%} of its proposals at the last level, where .1 to .9 is useful: change its size"
-        return x_0, (note,) if not 0.05 < share < 0.97 else ()
+        return x_0, (accepted < 0.05) | ((accepted > 0.97) & (self.chain.length > 10))

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from fewstep.bridge import bridge
-from fewstep.draws import categorical
 from fewstep.errors import UserError
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps
+from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
 from fewstep.operators import Gaussian, is_linear
-from fewstep.particles import effective_sample_size, log_mean_exp, systematic, take
+from fewstep.particles import choose, effective_sample_size, finite, log_mean_exp, systematic, take
 from fewstep.shapes import flat
 from fewstep.times import Grid, UniformGrid
 
@@ -45,8 +44,8 @@ class NestedSMC(InverseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.draws < 1:
-            raise UserError("steps and draws count from 1 up")
+        check_count("steps", self.steps)
+        check_count("draws", self.draws)
         if not 0 <= self.resample <= 1 or self.anneal < 0 or self.prior_variance <= 0:
             raise UserError("resample is a share in [0, 1], anneal is not negative, prior_variance is above 0")
 
@@ -66,26 +65,25 @@ class NestedSMC(InverseMethod):
         drawn, r, value = self._look(problem, x, times[0], gain)
         log_w = value.reshape(k, b)
         for step, (tau, s) in enumerate(pairwise(times), start=1):
-            chosen = categorical(r.T, problem.source(len(x)))[None]
+            chosen = choose(r, problem.source(len(x)))
             x_0 = take(drawn, chosen)[0]
             if s == 0:
-                log_w = log_w + self._last(problem, x_0, r, value, chosen).reshape(k, b)
+                log_w = _plus(log_w, *self._last(problem, x_0, r, value, chosen))
                 meter.update(step)
                 break
             x, correction = self._step(problem, x, x_0, drawn, r, tau, s)
             before = value
             drawn, r, value = self._look(problem, x, s, gain)
-            log_w = log_w + (value - before + correction).reshape(k, b)
-            poor = effective_sample_size(log_w) < self.resample * k
-            if poor.any():
-                index = torch.where(
-                    poor, systematic(log_w, problem.generator), torch.arange(k, device=x.device)[:, None]
-                )
-                log_z = log_z + torch.where(poor, log_mean_exp(log_w), 0.0)
-                log_w = torch.where(poor, 0.0, log_w)
-                x = _reorder(x, index, 0)
-                drawn, r = _reorder(drawn, index, 1), _reorder(r, index, 1)
-                value = _reorder(value, index, 0)
+            log_w = _plus(log_w, value, correction - before)
+            alive = log_w.isfinite().any(0)
+            poor = alive & (effective_sample_size(log_w) < self.resample * k)
+            # drawn at every step, so that no problem's randomness depends on whether another one is poor
+            drawn_again = systematic(torch.where(alive, log_w, 0.0), problem.generator)
+            index = torch.where(poor, drawn_again, torch.arange(k, device=x.device)[:, None])
+            log_z = log_z + torch.where(poor, log_mean_exp(log_w), 0.0)
+            log_w = torch.where(poor, 0.0, log_w)
+            x, value = _reorder(x, index, 0), _reorder(value, index, 0)
+            drawn, r = _reorder(drawn, index, 1), _reorder(r, index, 1)
             meter.update(step)
         return Drawn(x=x_0, log_w=log_w, log_z=log_z + log_mean_exp(log_w))
 
@@ -111,11 +109,18 @@ class NestedSMC(InverseMethod):
         x_s = (mean + std * problem.normal(x)).to(x)
         centres = torch.stack([bridge(one, x, s, tau, schedule)[0] for one in drawn])
         log_p = torch.stack([-flat((x_s - centre) / std).square().sum(1) / 2 for centre in centres]).double()
-        return x_s, log_mean_exp(log_p) - (r.log_softmax(0) + log_p).logsumexp(0)
+        return x_s, log_mean_exp(log_p) - (finite(r).log_softmax(0) + log_p).logsumexp(0)
 
-    def _last(self, problem: Problem, x_0: Tensor, r: Tensor, value: Tensor, chosen: Tensor) -> Tensor:
-        share = r.log_softmax(0).gather(0, chosen)[0]
-        return problem.log_likelihood(x_0).double() - value - math.log(self.draws) - share
+    def _last(self, problem: Problem, x_0: Tensor, r: Tensor, value: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        share = finite(r).log_softmax(0).gather(0, chosen)[0]
+        return problem.log_likelihood(x_0).double(), -value - math.log(self.draws) - share
+
+
+def _plus(log_w: Tensor, value: Tensor, less: Tensor) -> Tensor:
+    """`log_w + value + less`, where a particle that cannot explain y, of weight or value 0, stays one: -inf is absorbing."""
+    value, less = value.reshape(log_w.shape), less.reshape(log_w.shape)
+    dead = log_w.isneginf() | value.isneginf()
+    return torch.where(dead, -torch.inf, log_w + value + torch.where(dead, 0.0, less))
 
 
 def _reorder(x: Tensor, index: Tensor, axis: int) -> Tensor:

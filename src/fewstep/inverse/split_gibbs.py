@@ -7,7 +7,7 @@ from itertools import chain, repeat
 import torch
 
 from fewstep.errors import UserError
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps
+from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
 from fewstep.operators import Gaussian
 
 
@@ -17,14 +17,15 @@ class SplitGibbs(InverseMethod):
 
     The first is a draw of `q(x_0 | x_tau)` at the time where `sigma / alpha = rho`, `x_tau = alpha z`; the second is exact for
     every linear operator by perturb-and-optimise, `z = prox_l2(x + rho e_2, y + sigma_y e_1, rho^2 / sigma_y^2)`. `anneal`
-    steps bring rho down from `rho_start`, even in its logarithm, `steps` go on at rho.
+    steps bring rho down from `rho_start`, even in its logarithm, `steps` go on at rho; left out, it is .3 sigma_y, which makes
+    the noise of the law below too large by a twentieth.
 
     *Consistent* for `rho -> 0`: at a fixed rho the stationary law is exactly `p(x | y)` with the measurement's covariance
     `sigma_y^2 I + rho^2 A A'` in place of `sigma_y^2 I`. The smaller rho, the slower it forgets where it started: modes that
     annealing has chosen stay. Linear operators and Gaussian noise above 0.
     """
 
-    rho: float = 0.1
+    rho: float | None = None
     rho_start: float = 10.0
     anneal: int = 20
     steps: int = 20
@@ -33,10 +34,10 @@ class SplitGibbs(InverseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.rho <= self.rho_start:
+        if not 0 < (self.rho or 1e-9) <= self.rho_start or self.rho == 0:
             raise UserError(f"split Gibbs needs 0 < rho <= rho_start, not {self.rho} and {self.rho_start}")
-        if self.anneal < 0 or self.steps < 1:
-            raise UserError("split Gibbs takes anneal from 0 up and steps from 1 up")
+        check_count("steps", self.steps)
+        check_count("anneal", self.anneal, least=0)
 
     @property
     def iterations(self) -> int:
@@ -53,13 +54,15 @@ class SplitGibbs(InverseMethod):
         schedule, y = problem.model.schedule, problem.rows_of_y(k * len(problem.y))
         assert isinstance(self.noise, Gaussian)
         sigma_y = self.noise.sigma
-        ratio = (self.rho / self.rho_start) ** (1 / max(self.anneal, 1))
+        last = min(0.3 * sigma_y, self.rho_start) if self.rho is None else self.rho
+        ratio = (last / self.rho_start) ** (1 / max(self.anneal, 1))
         falling = (self.rho_start * ratio**i for i in range(self.anneal))
         x = z = self.rho_start * problem.start(k)
-        for step, rho in enumerate(chain(falling, repeat(self.rho, self.steps)), start=1):
+        for step, rho in enumerate(chain(falling, repeat(last, self.steps)), start=1):
             tau = schedule.tau_at(torch.tensor(-2 * math.log(rho), dtype=torch.float64, device=z.device)).clamp(max=1)
             x = problem.draw((schedule.alpha(tau) * z).to(z), tau, 1)[0]
             noise = problem.normal(torch.empty_like(y))
             z = problem.operator.prox_l2(x + rho * problem.normal(x), y + sigma_y * noise, (rho / sigma_y) ** 2)
             meter.update(step)
-        return Drawn(x=x)
+        note = f"with rho = {last:g} above half of the noise's deviation {sigma_y:g} the draws are too wide: take a smaller rho"
+        return Drawn(x=x, notes=(note,) if last > 0.5 * sigma_y else ())
