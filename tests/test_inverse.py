@@ -38,6 +38,8 @@ from fewstep.scaling import GaussianScaling, IdentityScaling
 from problems import SCHEDULE, TINY_MLP, doubles, generator, generators, normals, randomise, seeded, t2, tau_of
 from stats import accepts, rejects, z_tests
 
+pytestmark = pytest.mark.filterwarnings("ignore::fewstep.inverse.DegeneracyWarning")  # of those that are not asked for
+
 MIXTURE, MODEL = t2(), MixturePosterior(t2(), SCHEDULE)
 MATRIX, SIGMA = doubles(1.0, 0.5)[None], 0.5
 A, NOISE, Y = Matrix(item_shape=(2,), matrix=MATRIX), Gaussian(sigma=SIGMA), doubles(0.5)[None]

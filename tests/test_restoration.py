@@ -28,6 +28,8 @@ from problems import SCHEDULE, doubles, generator, t2
 from stats import accepts, rejects, share
 from test_training import options
 
+pytestmark = pytest.mark.filterwarnings("ignore::fewstep.inverse.DegeneracyWarning")
+
 CLASSES = concrete(operators)
 
 
