@@ -2,6 +2,7 @@
 
 from fewstep.inverse.base import DegeneracyWarning, InverseMethod, PosteriorSamples
 from fewstep.inverse.guidance import DPS, LookAhead
+from fewstep.inverse.interop import AsDenoiser, AsReconstructor
 from fewstep.inverse.latent import MALA, PCN, LatentChain
 from fewstep.inverse.null_space import NullSpace
 from fewstep.inverse.sir import DecoupledSIR
@@ -12,6 +13,8 @@ __all__ = [
     "DPS",
     "MALA",
     "PCN",
+    "AsDenoiser",
+    "AsReconstructor",
     "DecoupledSIR",
     "DegeneracyWarning",
     "InverseMethod",
