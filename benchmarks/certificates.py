@@ -114,7 +114,7 @@ def ring(model: PosteriorFlow, mixture: GaussianMixture) -> list[Row]:
         row = measure(model, mixture, tau, generator=generator(1))
         rows.append(row)
         print(f"{tau:>5} {cell(row.bound)}   {cell(row.measured)} {row.measured.plain.value:>8.4f} "
-              f"{row.bound.value / row.measured.value:>7.1f} {row.L.largest:>8.3f} {row.L.typical:>8.3f}")  # fmt: skip
+              f"{row.bound.value / row.measured.plain.value:>7.1f} {row.L.largest:>8.3f} {row.L.typical:>8.3f}")  # fmt: skip
         assert row.bound.upper() >= row.measured.lower(), "a bound below the truth"
     print(
         f"\n{'N':>3} {'composed, Cor. 1':>18} {'composed, eps':>20} {'coupled':>18} {'W2^2 of samples':>18} {'moments':>11}"
