@@ -23,14 +23,22 @@ def concrete(family: ModuleType) -> dict[str, type]:
     }
 
 
-def build(text: str, classes: Mapping[str, type], presets: Mapping[str, str], flag: str, given: dict[str, Any]) -> Any:
+def build(
+    text: str,
+    classes: Mapping[str, type],
+    presets: Mapping[str, str],
+    flag: str,
+    given: dict[str, Any],
+    kind: type = object,
+) -> Any:
     """The object that a text names: a preset or a call of one of the classes with literals and such calls as arguments.
 
-    `given` are fields of the outermost object that the caller fills in. Raises `UserError` with the names there are where
-    the text is none of this, and for arguments that the class does not take.
+    `given` are fields of the outermost object, one of `kind`, that the caller fills in. Raises `UserError` with the names there
+    are where the text is none of this, and for arguments that the class does not take.
     """
     text = presets.get(text, text)
-    expected = f"one of {', '.join(presets)}, or a call such as {next(iter(presets.values()))}"
+    whole = sorted(name for name, value in classes.items() if issubclass(value, kind))
+    expected = f"one of {', '.join(presets)}, or a call of {', '.join(whole)}, such as {next(iter(presets.values()))}"
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
@@ -39,6 +47,9 @@ def build(text: str, classes: Mapping[str, type], presets: Mapping[str, str], fl
         tree = ast.Call(func=tree, args=[], keywords=[])
     if not isinstance(tree, ast.Call):
         raise UserError(f"{flag} is {expected}, not {text!r}")
+    name = ast.unparse(tree.func)
+    if name not in whole:
+        raise UserError(f"{flag} is {expected}: nothing of this kind is called {name!r}")
     return _called(tree, classes, flag, given)
 
 

@@ -111,11 +111,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _operator(text: str, shape: tuple[int, ...]) -> Any:
-    return build(text, concrete(operators), OPERATORS, "--operator", {"item_shape": shape})
+    return build(text, concrete(operators), OPERATORS, "--operator", {"item_shape": shape}, operators.ShapedOperator)
 
 
 def _method(text: str, noise: operators.Noise, max_batch: int) -> inverse.InverseMethod:
-    return build(text, concrete(inverse), METHODS, "--method", {"noise": noise, "max_batch": max_batch})
+    return build(
+        text, concrete(inverse), METHODS, "--method", {"noise": noise, "max_batch": max_batch}, inverse.InverseMethod
+    )
 
 
 def _restore(flags: Flags, run: Run) -> int:
@@ -125,8 +127,9 @@ def _restore(flags: Flags, run: Run) -> int:
 
     shape, sigma = tuple(run.model.item_shape), (*flags.sigma, 0.1)[0]
     noise = operators.Gaussian(sigma=sigma) if sigma else operators.NoNoise()
-    operator = _operator((*flags.operator, "inpaint-half")[0], shape)
-    method = _method((*flags.method, "sir")[0], noise, flags.max_batch)
+    named = (*flags.operator, "inpaint-half")[0], (*flags.method, "split-gibbs")[0]
+    method = _method(named[1], noise, flags.max_batch)
+    operator = _operator(named[0], shape)
     truth = _truth(flags, run.recipe.dataset, shape)
     if truth is None:
         assert flags.image is not None
@@ -153,7 +156,7 @@ def _restore(flags: Flags, run: Run) -> int:
         write_file(out / "restoration.png", picture(found, operator, truth))
         shown += " and restoration.png"
     console = terminal()
-    print_tables([table(result)], console)
+    print_tables([table(result, *named)], console)
     for note in result["notes"]:
         console.print(note, highlight=False)
     sys.stdout.write(f"written to {out}: {shown}\n")
@@ -186,7 +189,7 @@ def _benchmark(flags: Flags, run: Run) -> int:
     return 0
 
 
-def table(result: dict) -> tuple[str, list[str], list[list[str]]]:
+def table(result: dict, operator: str, method: str) -> tuple[str, list[str], list[list[str]]]:
     """The numbers as `(title, header, rows)`."""
     names = {
         "psnr": "PSNR of the mean, dB",
@@ -194,14 +197,22 @@ def table(result: dict) -> tuple[str, list[str], list[list[str]]]:
         "spread_skill": "spread/skill (1 is calibrated)",
         "energy_score": "energy score (less is better)",
         "crps": "CRPS",
-        "misfit": "RMS of y - A(x)",
+        "misfit": f"RMS of y - A(x) (the noise's is {result['sigma']:g})",
         "spread": "standard deviation of the draws",
-        "ess": "effective samples",
+        "ess": "effective samples (of weighted ones)",
         "nfe": "network evaluations a sample",
         "seconds": "seconds",
     }
     rows = [[text, f"{result[name]:.4g}"] for name, text in names.items() if result.get(name) is not None]
-    return f"{result['recipe']}: {result['problems']} problems, {result['n']} samples each", ["", ""], rows
+    rows = [row for row in rows if row[0] != names["ess"] or result["ess"] < 0.999 * result["n"]]
+    if result.get("coverage_90_interval"):
+        low, high = result["coverage_90_interval"]
+        row = next(row for row in rows if row[0] == names["coverage_90"])
+        row[1] += f" [{low:.3f}, {high:.3f}]"
+    if result["interval"] < 0.9:
+        rows.append(["level of the interval in restoration.npz (19 samples reach .9)", f"{result['interval']:.3g}"])
+    title = f"{result['recipe']}, {operator}, {method}: {result['problems']} problems, {result['n']} samples each"
+    return title, ["number", "value"], rows
 
 
 def _truth(flags: Flags, dataset: Dataset, shape: tuple[int, ...]) -> torch.Tensor | None:

@@ -59,12 +59,16 @@ class PosteriorSamples:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawn:
-    """What a method found: samples `(k b, *item_shape)`; log-weights `(k, b)`, equal where None; log-evidence `(b,)`; notes."""
+    """What a method found: samples `(k b, *item_shape)`; log-weights `(k, b)`, equal where None; log-evidence `(b,)`.
+
+    `bad` `(b,)` says in which problems the `complaint` holds.
+    """
 
     x: Tensor
     log_w: Tensor | None = None
     log_z: Tensor | None = None
-    notes: tuple[str, ...] = ()
+    bad: Tensor | None = None
+    complaint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,7 +200,8 @@ class InverseMethod(ABC):
         log_w = torch.cat(weights, dim=1).double()
         log_w = log_w - torch.where(log_w.isneginf().all(0), 0.0, log_w.logsumexp(0))
         ess = effective_sample_size(log_w)
-        said = dict.fromkeys(note for one in found for note in one.notes)  # once each
+        many = sum(int(one.bad.sum()) for one in found if one.bad is not None)
+        said = [f"in {many} of {len(y)} problems {found[0].complaint}"] if many else []
         notes = tuple(f"{name}: {note}" for note in (*said, *_degenerate(log_w, ess, self.remedy)))
         for note in notes:
             warnings.warn(note, DegeneracyWarning, stacklevel=2)

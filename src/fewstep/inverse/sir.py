@@ -50,15 +50,14 @@ class DecoupledSIR(InverseMethod):
             if s > 0:
                 x = transition.sample(x_0, torch.zeros_like(s), s, schedule, problem.source(len(x))).to(x)
             meter.update(step)
-        many = int((worst > 0.5).sum())
-        return Drawn(x=x_0, notes=(self._note(many, len(worst)),) if many else ())
+        return Drawn(x=x_0, bad=worst > 0.5, complaint=self._complaint())
 
-    def _note(self, many: int, b: int) -> str:
+    def _complaint(self) -> str:
         if self.chain is not None:
-            return f"in {many} of {b} problems most chains hardly move or take every proposal at some level: change their size"
+            return "most chains hardly move or take every proposal at some level: change their size"
         return (
-            f"in {many} of {b} problems one of the {self.draws} draws has more than half of the weight, or none explains y, in "
-            "most of the chains at some level: take more draws or levels, or a chain (PCN)"
+            f"one of the {self.draws} draws has more than half of the weight, or none explains y, in most of the chains at some "
+            "level: take more draws or levels, or a chain (PCN)"
         )
 
     def _choose(self, problem: Problem, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,5 +64,7 @@ class SplitGibbs(InverseMethod):
             noise = problem.normal(torch.empty_like(y))
             z = problem.operator.prox_l2(x + rho * problem.normal(x), y + sigma_y * noise, (rho / sigma_y) ** 2)
             meter.update(step)
-        note = f"with rho = {last:g} above half of the noise's deviation {sigma_y:g} the draws are too wide: take a smaller rho"
-        return Drawn(x=x, notes=(note,) if last > 0.5 * sigma_y else ())
+        complaint = (
+            f"the draws are too wide, with rho = {last:g} and noise of deviation {sigma_y:g}: take a smaller rho"
+        )
+        return Drawn(x=x, bad=torch.full((len(problem.y),), last > 0.5 * sigma_y), complaint=complaint)

@@ -48,9 +48,11 @@ class Sampler(ABC):
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         if isinstance(inner := values.get("sampler"), Sampler) and flow_steps is None:
             return dataclasses.replace(self, sampler=inner.with_steps(steps))  # type: ignore[type-var]
-        unknown = [name for name in changes if name not in values]
+        wrapped = isinstance(values.get("sampler"), Sampler)  # its numbers of steps are the inner one's
+        unknown = [name for name in changes if name not in values and not (wrapped and name == "steps")]
         if unknown:
-            raise UserError(f"{type(self).__name__} has no {', '.join(unknown)}")
+            raise UserError(f"{type(self).__name__} has no {', '.join(unknown)}: it takes the posterior's mean or a derivative, "
+                            "not draws by a flow; leave it out")  # fmt: skip
         if steps is not None and isinstance(values.get("grid"), Grid):
             changes["grid"] = values["grid"].for_steps(steps)
         if (
