@@ -65,7 +65,7 @@ def test_a_bridge_with_one_wrong_letter_is_rejected(steps, monkeypatch):
         mean, std = bridge(x_0, x_tau, s, tau, schedule)
         return mean, std * schedule.sigma(tau) / schedule.sigma(s)
 
-    monkeypatch.setattr("fewstep.samplers.ancestral.bridge", swapped)
+    monkeypatch.setattr("fewstep.bridge.bridge", swapped)
     assert rejects(ks(draw(Ancestral(steps), n=2 * N), three_modes()))
 
 

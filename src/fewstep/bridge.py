@@ -9,6 +9,7 @@ import math
 
 from torch import Tensor
 
+from fewstep.draws import Source, normal_like
 from fewstep.schedule import Schedule, Times
 from fewstep.shapes import as_time, per_item
 from fewstep.transition import moments
@@ -29,6 +30,19 @@ def bridge(
     weight_tau = a * sigma_s**2 / sigma_tau**2
     mean = per_item(weight_0, x_0) * x_0 + per_item(weight_tau, x_0) * x_tau
     return mean, per_item(sigma_s * v.sqrt() / sigma_tau, x_0)
+
+
+def sample_bridge(
+    x_0: Tensor,
+    x_tau: Tensor,
+    s: Times | float,
+    tau: Times | float,
+    schedule: Schedule,
+    generator: Source = None,
+) -> Tensor:
+    """A draw of `x_s` given both ends, in the dtype of `x_tau`."""
+    mean, std = bridge(x_0, x_tau, s, tau, schedule)
+    return (mean + std * normal_like(x_0, generator)).to(x_tau.dtype)
 
 
 def kernel(

@@ -22,18 +22,18 @@ import torch
 from torch import Tensor
 
 from fewstep import transition
-from fewstep.bridge import bridge
+from fewstep.bridge import sample_bridge
 from fewstep.configuration import to_config
 from fewstep.datasets.base import Dataset
 from fewstep.datasets.mixtures import MixtureDataset
-from fewstep.draws import item_generators, normal_like
+from fewstep.draws import item_generators, normal_like, seed_of_stream
 from fewstep.errors import UserError
 from fewstep.evaluation import uses_flow
 from fewstep.metrics import CRPS, ConditionalEnergyDistance, EnergyScore, SpreadSkill, VarianceRatio, VariogramScore
 from fewstep.metrics.ranks import histogram, ranks
 from fewstep.metrics.tarp import tarp_ranks
 from fewstep.models.base import Model, PosteriorModel
-from fewstep.models.consistency import ConsistencyMap
+from fewstep.models.consistency import has_posterior
 from fewstep.models.exact import MixturePosterior
 from fewstep.pictures import to_levels
 from fewstep.posterior import ParticlePosterior
@@ -92,7 +92,7 @@ def calibrate(
 
     Raises `UserError` where the model has no posterior, or the data set has too few held-out items.
     """
-    if not isinstance(model, PosteriorModel) or isinstance(model, ConsistencyMap):
+    if not has_posterior(model):
         raise UserError(
             f"a {type(model).__name__} has no posterior q(x_0 | x_tau) to calibrate: give a run that has one, such as "
             "one of an stmd recipe"
@@ -107,11 +107,11 @@ def calibrate(
     exact = MixturePosterior(dataset.mixture, model.schedule) if isinstance(dataset, MixtureDataset) else None
     prior = Prior(pool, model.schedule)
     counts = plan.flow_steps if uses_flow(model) else (1,)
+    known, own, positive = (exact, False, EXACT) if exact is not None else (model, True, OWN)
     families: dict[str, list[dict[str, Any]]] = {}
     with Meter("calibration", len(plan.taus) * len(counts), unit="case", quiet=quiet) as meter:
         for done, tau in enumerate(plan.taus):
             trial, truth = _Trial.at(tau, x_0, pool, varying, test.step, model.schedule, plan), None
-            known, own, positive = (exact, False, EXACT) if exact is not None else (model, True, OWN)
             if plan.controls or not own:
                 row, truth = _measure(known, trial, counts[0], _TRUTH, keep=not own, own=own)
                 families.setdefault(positive, []).append(row)
@@ -206,7 +206,7 @@ class _Trial:
 
 def _generators(plan: CalibrationPlan, stream: int, first: int, last: int) -> list[torch.Generator]:
     """One for each of the pairs first .. last - 1."""
-    return item_generators(last - first, int(np.random.SeedSequence([plan.seed, stream]).generate_state(1)[0]), first)
+    return item_generators(last - first, seed_of_stream(plan.seed, stream), first)
 
 
 @torch.no_grad()
@@ -236,14 +236,11 @@ def _measure(
             for i in starts
         ]
         draws, means, composed = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        truths, draws = (draws[0], draws[1:]) if own else (trial.x_0[first:last], draws)
+        x_0, draws = (draws[0], draws[1:]) if own else (trial.x_0[first:last], draws)
         centre = draws.mean(0)
         draws = centre + factor * (draws - centre) if factor != 1 else draws
-        x_0, references, ties = (
-            truths,
-            trial.references[first:last],
-            _generators(trial.plan, _TIES, first, last)[0],
-        )
+        references, ties = trial.references[first:last], _generators(trial.plan, _TIES, first, last)[0]
+        stored, stored_truth = trial.stored(draws), trial.stored(x_0)
         group = _scores(draws, x_0) | {"size": last - first, "rmse_2": (means[0] - x_0).double().square().mean().item()}
         if compose:
             group |= {f"composed_{name}": value for name, value in _scores(composed, x_0).items()}
@@ -251,10 +248,10 @@ def _measure(
             group["distance"] = ConditionalEnergyDistance()(draws[:half], composed[half:])[
                 "conditional_energy_distance"
             ]
-            found["composed"].append(tarp_ranks(trial.stored(composed), trial.stored(x_0), references, ties))
+            found["composed"].append(tarp_ranks(trial.stored(composed), stored_truth, references, ties))
         groups.append(group)
-        found["ranks"].append(ranks(trial.stored(draws), trial.stored(x_0), ties)[:, trial.varying])
-        found["tarp"].append(tarp_ranks(trial.stored(draws), trial.stored(x_0), references, ties))
+        found["ranks"].append(ranks(stored, stored_truth, ties)[:, trial.varying])
+        found["tarp"].append(tarp_ranks(stored, stored_truth, references, ties))
         found["centres"].append(flat(centre))
         found["draws"] += [draws] if keep else []
     ranked = {name: torch.cat(parts) for name, parts in found.items() if parts and name != "draws"}
@@ -280,8 +277,8 @@ def _draw(
     if not compose:
         return draws, means, draws[:0]
     each = _generators(trial.plan, _COMPOSED, first, last) * m  # of a pair: one stream for all its draws
-    mean, std = bridge(draws.flatten(0, 1), x_tau.expand_as(draws).flatten(0, 1), s, trial.tau, model.schedule)
-    x_s = mean + std * normal_like(mean, each)
+    ends = draws.flatten(0, 1), x_tau.expand_as(draws).flatten(0, 1)
+    x_s = sample_bridge(*ends, s, trial.tau, model.schedule, each)
     composed = model(x_s.to(model.like), s).sample(flow_steps=flow_steps, generator=each)
     return draws, means, composed.to(x_tau).reshape(draws.shape)
 

@@ -39,6 +39,11 @@ def item_generators(n: int, seed: int, first: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed((base + first + i) % 2**32) for i in range(n)]
 
 
+def seed_of_stream(seed: int, stream: int) -> int:
+    """The seed of one of several independent streams of a run with this seed."""
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+
+
 def normal(shape: tuple[int, ...], source: Source, *, axis: int = 0, like: Tensor) -> Tensor:
     """Standard normal numbers of this shape; `axis` is the batch axis; dtype and device are those of `like`."""
     return _draw(lambda size, **options: torch.randn(size, **options), shape, source, axis, like)

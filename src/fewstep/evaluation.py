@@ -36,7 +36,7 @@ from fewstep.metrics import (
 )
 from fewstep.metrics.base import Features
 from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
-from fewstep.models.consistency import ConsistencyMap
+from fewstep.models.consistency import has_posterior
 from fewstep.networks.classifier import FeatureClassifier
 from fewstep.posterior import FlowPosterior
 from fewstep.pretrained import sample, sampler_of
@@ -226,7 +226,7 @@ def posterior_rows(model: Model, test: Examples, plan: EvaluationPlan, quiet: bo
 
     Nothing where there is no posterior: a Mean Flow and a consistency map know neither its draws nor its mean.
     """
-    if not isinstance(model, PosteriorModel) or isinstance(model, ConsistencyMap):
+    if not has_posterior(model):
         return []
     pairs = test.up_to(plan.pairs, seed=plan.seed)["x_0"]
     cases = [(m, tau) for m in (plan.flow_steps if uses_flow(model) else (1,)) for tau in plan.taus]

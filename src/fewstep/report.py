@@ -48,8 +48,7 @@ def write_report(
         parts.append(page.figure(_show(x_0), caption))
     real = recipe.dataset.test(data).up_to(n)["x_0"]
     parts.append(page.figure(_show(real), "held-out data"))
-    train = recipe.dataset.train(data)
-    if real.ndim == 4 and train.size is not None:
+    if real.ndim == 4 and (train := recipe.dataset.train(data)).size is not None:
         caption = "Samples, and below each the nearest of all training items: a copy would be the same picture"
         parts.append(page.figure(_neighbours(x_0, train.take(train.size)["x_0"]), caption))
     if uses_flow(model):  # a point mass has no draws to show

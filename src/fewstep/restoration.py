@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from numpy.random import SeedSequence
 from torch import Tensor
 
 from fewstep import pictures
-from fewstep.draws import item_generators
+from fewstep.draws import item_generators, seed_of_stream
 from fewstep.errors import UserError
 from fewstep.inverse import InverseMethod, PosteriorSamples
 from fewstep.inverse.base import observed
@@ -26,7 +25,7 @@ NEARLY_CONSTANT = 0.1  # a component whose deviation is below this share of the 
 
 def measure(operator: Any, noise: Noise, x_0: Tensor, seed: int) -> Tensor:
     """Measurements of items `(b, *item_shape)`; item i has a generator of its own, other ones than `restore` with this seed."""
-    return noise.sample(operator.A(x_0), item_generators(len(x_0), int(SeedSequence([seed, 1]).generate_state(1)[0])))
+    return noise.sample(operator.A(x_0), item_generators(len(x_0), seed_of_stream(seed, 1)))
 
 
 def interval(draws: Tensor, level: float = INTERVAL) -> tuple[Tensor, Tensor, float]:
@@ -69,7 +68,7 @@ class Restoration:
 def restore(
     model: Model, operator: Any, method: InverseMethod, y: Tensor, n: int, seed: int = 0, quiet: bool = True
 ) -> Restoration:
-    """N samples of `p(x_0 | y)` for each measurement; problem i has a generator of its own. Raises what the method raises."""
+    """Samples of `p(x_0 | y)`, n for each measurement; problem i has a generator of its own. Raises what the method raises."""
     if n < 2:
         raise UserError(f"a standard deviation needs 2 samples or more, not {n}")
     start, generators = time.monotonic(), item_generators(len(y), seed)

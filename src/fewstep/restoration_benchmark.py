@@ -14,7 +14,8 @@ from fewstep.errors import UserError
 from fewstep.features import classifier_of
 from fewstep.inverse import DegeneracyWarning, InverseMethod
 from fewstep.models.base import Model
-from fewstep.operators import Gaussian, Noise, NoNoise
+from fewstep.operators import Noise
+from fewstep.operators.noise import gaussian_or_none
 from fewstep.progress import Meter
 from fewstep.restoration import covered, measure, numbers, restore, uncertain
 
@@ -57,10 +58,11 @@ def benchmark(
     labelled = dataset.num_classes > 0 and len(dataset.item_shape) == 3
     classifier = classifier_of(dataset, data, quiet).classifier if labelled else None
     cases = [(task, sigma, method) for task in tasks for sigma in plan.sigmas for method in methods]
+    unseen = {task: uncertain(operator, train) for task, operator in tasks.items()}
     rows = []
     with Meter("restorations", len(cases), unit="case", quiet=quiet) as meter:
         for done, (task, sigma, name) in enumerate(cases, start=1):
-            operator, noise = tasks[task], Gaussian(sigma=sigma) if sigma else NoNoise()
+            operator, noise = tasks[task], gaussian_or_none(sigma)
             row: dict[str, Any] = {"task": task, "sigma": sigma, "method": name}
             y = measure(operator, noise, found["x_0"], plan.seed)
             try:
@@ -71,7 +73,7 @@ def benchmark(
                 rows.append(row | {"refused": str(error)})
                 continue
             row |= numbers(restored, operator, found["x_0"])
-            row |= covered(restored.draws.cpu(), found["x_0"], uncertain(operator, train), test.step, plan.seed)
+            row |= covered(restored.draws.cpu(), found["x_0"], unseen[task], test.step, plan.seed)
             if classifier is not None:
                 row["class_log_score"] = class_log_score(classifier, restored.draws.cpu().float(), found["labels"])
             rows.append(row)

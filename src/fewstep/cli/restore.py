@@ -32,6 +32,7 @@ from fewstep.cli._tables import print_tables, terminal
 from fewstep.datasets.base import Dataset
 from fewstep.errors import UserError
 from fewstep.files import write_file
+from fewstep.operators.noise import gaussian_or_none
 
 OPERATORS = {
     "inpaint-half": "Inpainting(mask=HalfMask(side='bottom'))",
@@ -126,7 +127,7 @@ def _restore(flags: Flags, run: Run) -> int:
     from fewstep.restoration import covered, measure, numbers, picture, restore, uncertain
 
     shape, sigma = tuple(run.model.item_shape), (*flags.sigma, 0.1)[0]
-    noise = operators.Gaussian(sigma=sigma) if sigma else operators.NoNoise()
+    noise = gaussian_or_none(sigma)
     named = (*flags.operator, "inpaint-half")[0], (*flags.method, "split-gibbs")[0]
     method = _method(named[1], noise, flags.max_batch)
     operator = _operator(named[0], shape)

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fewstep.bridge import sample_bridge
 from fewstep.draws import Source, normal_like, split
 from fewstep.errors import UserError
 from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
-from fewstep.models.consistency import ConsistencyMap
+from fewstep.models.consistency import has_posterior
 from fewstep.operators import Inpainting, Noise, check_observation, is_linear
 from fewstep.particles import effective_sample_size, systematic, take
 from fewstep.posterior import FlowPosterior
@@ -94,15 +95,20 @@ class Problem:
 
     def source(self, rows: int) -> Source:
         """The source of the rows' randomness: a problem's generator serves all of its rows in turn."""
-        one_each = isinstance(self.generator, Sequence)
-        return list(self.generator) * (rows // len(self.y)) if one_each else self.generator  # type: ignore[arg-type]
+        if isinstance(self.generator, Sequence):
+            return list(self.generator) * (rows // len(self.y))
+        return self.generator
+
+    def step(self, x_0: Tensor, x_tau: Tensor, s: Tensor, tau: Tensor) -> Tensor:
+        """A draw of `x_s` from the bridge, for rows."""
+        return sample_bridge(x_0, x_tau, s, tau, self.model.schedule, self.source(len(x_tau)))
 
     def rows_of_y(self, rows: int) -> Tensor:
         """The observation of each row, `(rows, *y_shape)`."""
         return self.y.repeat(rows // len(self.y), *[1] * (self.y.ndim - 1))
 
     def draw(self, x_tau: Tensor, tau: Tensor, m: int) -> Tensor:
-        """M draws of `q(x_0 | x_tau)` for each row, `(m, rows, *item_shape)`, a bounded number at a time."""
+        """Draws of `q(x_0 | x_tau)`, m for each row, `(m, rows, *item_shape)`, a bounded number at a time."""
         chunks = x_tau.split(max(1, self.max_batch // m))
         sources = split(self.source(len(x_tau)), [len(chunk) for chunk in chunks])
         parts = [
@@ -172,7 +178,7 @@ class InverseMethod(ABC):
     ) -> PosteriorSamples:
         """`num_samples` samples for each of the problems `y` `(b, *y_shape)`; randomness is drawn from the generator(s)."""
         name = type(self).__name__
-        if not isinstance(model, PosteriorModel) or isinstance(model, ConsistencyMap):
+        if not has_posterior(model):
             raise UserError(f"{name} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none")
         check_count("num_samples", num_samples)
         if self.linear_only and not is_linear(operator):
@@ -234,7 +240,7 @@ class InverseMethod(ABC):
 
     @abstractmethod
     def run(self, problem: Problem, k: int, meter: "Steps") -> Drawn:
-        """K samples for each problem."""
+        """Samples, k for each problem."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fewstep.bridge import bridge
 from fewstep.errors import UserError
 from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
 from fewstep.particles import finite, log_mean_exp
@@ -82,8 +81,7 @@ class LookAhead(InverseMethod):
                 shift = shift_of_draws(drawn, problem.log_likelihood(drawn))
             x_0 = drawn[0] + self.strength * shift
             if s > 0:
-                mean, std = bridge(x_0, x, s, tau, schedule)
-                x = (mean + std * problem.normal(x)).to(x)
+                x = problem.step(x_0, x, s, tau)
             meter.update(step)
         return Drawn(x=x_0)
 
@@ -116,8 +114,7 @@ class DPS(InverseMethod):
         for done, (tau, s) in enumerate(pairwise(self.grid(self.steps, schedule).to(x.device)), start=1):
             m, gradient = self._mean(problem, x, tau)
             if s > 0:
-                mean, std = bridge(m, x, s, tau, schedule)
-                x = (mean + std * problem.normal(x) - self.step * gradient).to(x)
+                x = problem.step(m, x, s, tau) - self.step * gradient
             meter.update(done)
         return Drawn(x=m)
 

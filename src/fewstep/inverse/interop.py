@@ -17,7 +17,8 @@ from fewstep.draws import item_generators
 from fewstep.errors import UserError
 from fewstep.inverse.base import InverseMethod, PosteriorSamples
 from fewstep.models.base import PosteriorModel
-from fewstep.operators import Gaussian, Noise, NoNoise, is_linear
+from fewstep.operators import Noise, is_linear
+from fewstep.operators.noise import gaussian_or_none
 
 
 class AsDenoiser(nn.Module):
@@ -92,7 +93,7 @@ class AsReconstructor(nn.Module):
         if linear:
             ones = torch.ones(len(y), *self.model.item_shape, dtype=y.dtype, device=y.device)
             y = 2 * y - physics.A(ones)
-        noise = Gaussian(sigma=scale * self.sigma) if self.sigma else NoNoise()
+        noise = gaussian_or_none(scale * self.sigma)
         generators = item_generators(len(y), self.seed)
         return self.method_of(noise)(self.model, operator, y.to(self.model.like), self.num_samples, generators)
 

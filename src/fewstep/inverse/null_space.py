@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.bridge import bridge
 from fewstep.errors import UserError
 from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
 from fewstep.operators import Gaussian, NoNoise
@@ -49,8 +48,7 @@ class NullSpace(InverseMethod):
         for step, (tau, s) in enumerate(pairwise(self.grid(self.steps, schedule).to(x.device)), start=1):
             x_0 = self._project(problem, problem.draw(x, tau, 1)[0], tau)
             if s > 0:
-                mean, std = bridge(x_0, x, s, tau, schedule)
-                x = (mean + std * problem.normal(x)).to(x)
+                x = problem.step(x_0, x, s, tau)
             meter.update(step)
         return Drawn(x=x_0)
 

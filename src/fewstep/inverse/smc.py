@@ -105,10 +105,9 @@ class NestedSMC(InverseMethod):
     ) -> tuple[Tensor, Tensor]:
         """`x_s`, and the log of the mean bridge density of all draws over that of the chosen mixture of them, `(rows,)`."""
         schedule = problem.model.schedule
-        mean, std = bridge(x_0, x, s, tau, schedule)
-        x_s = (mean + std * problem.normal(x)).to(x)
-        centres = torch.stack([bridge(one, x, s, tau, schedule)[0] for one in drawn])
-        log_p = torch.stack([-flat((x_s - centre) / std).square().sum(1) / 2 for centre in centres]).double()
+        x_s = problem.step(x_0, x, s, tau)
+        bridges = [bridge(one, x, s, tau, schedule) for one in drawn]
+        log_p = torch.stack([-flat((x_s - mean) / std).square().sum(1) / 2 for mean, std in bridges]).double()
         return x_s, log_mean_exp(log_p) - (finite(r).log_softmax(0) + log_p).logsumexp(0)
 
     def _last(self, problem: Problem, x_0: Tensor, r: Tensor, value: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,12 @@
 """The consistency model: a network that predicts where the probability flow through a noisy state ends."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeGuard, cast
 
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.models.base import ModelConfig, NetworkPosteriorModel
+from fewstep.models.base import Model, ModelConfig, NetworkPosteriorModel, PosteriorModel
 from fewstep.networks.base import Network
 from fewstep.posterior import EndPosterior
 from fewstep.scaling import GaussianScaling, IdentityScaling, Scaling
@@ -40,6 +40,11 @@ class ConsistencyMap(NetworkPosteriorModel):
         return ConsistencyMapConfig(
             network=cast(Network, self.network).config, schedule=self.schedule, scaling=self.scaling
         )
+
+
+def has_posterior(model: Model) -> TypeGuard[PosteriorModel]:
+    """Whether the model's `q(x_0 | x_tau)` is one to draw from and to take the mean of: a consistency map's is neither."""
+    return isinstance(model, PosteriorModel) and not isinstance(model, ConsistencyMap)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,11 @@ class NoNoise(Noise):
         )
 
 
+def gaussian_or_none(sigma: float) -> Noise:
+    """Gaussian noise of this deviation, and none where it is 0."""
+    return Gaussian(sigma=sigma) if sigma else NoNoise()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Poisson(Noise):
     """`y = 2 n / gain - 1`, `n ~ Poisson(gain (clean + 1) / 2)`: photons, `gain` of them in the mean in a white pixel (1).

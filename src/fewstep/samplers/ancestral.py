@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.bridge import bridge, kernel
+from fewstep.bridge import kernel, sample_bridge
 from fewstep.draws import Source, normal_like, split
 from fewstep.errors import UserError
 from fewstep.models.base import PosteriorModel
@@ -92,7 +92,6 @@ class Ancestral(Sampler):
         self, x_0: Tensor, x_tau: Tensor, s: Tensor, tau: Tensor, model: PosteriorModel, generator: Source
     ) -> Tensor:
         if self.kernel == "bridge":
-            mean, std = bridge(x_0, x_tau, s, tau, model.schedule)
-        else:
-            mean, std = kernel(x_0, x_tau, s, tau, model.schedule, float(self.kernel))
+            return sample_bridge(x_0, x_tau, s, tau, model.schedule, generator)
+        mean, std = kernel(x_0, x_tau, s, tau, model.schedule, float(self.kernel))
         return (mean + std * normal_like(x_0, generator)).to(x_tau.dtype)
