@@ -6,6 +6,7 @@ is real against real: mean and 95 % range (quantiles) over repeats. The scores o
 through noise, `x = (x_0 + eps) / sqrt 2`, and 16 draws for each: of the exact posterior, with the same
 faults about its mean and in its standard deviations, or of the prior, which ignores x. Their floor is what the posterior
 itself scores. The comparisons of conditional laws get 16 more draws of the posterior. TARP has points at x, and at random.
+Copying has 2000 training items of its own.
 
 python benchmarks/metric_controls.py [--docs docs/metrics.md] takes about two minutes on one free core.
 """
@@ -28,6 +29,7 @@ from fewstep.metrics import (
     SBC,
     TARP,
     ConditionalEnergyDistance,
+    Copying,
     EnergyDistance,
     EnergyScore,
     FrechetDistance,
@@ -66,15 +68,17 @@ DISTANCES: list[Metric] = [
     C2ST(),
     PRDC(),
     VendiScore(),
+    Copying(train=LAW.sample((2000,), torch.Generator().manual_seed(0))),
 ]
 SCORES: list[Metric] = [EnergyScore(), CRPS(), VariogramScore(), SpreadSkill(), IntervalCoverage(), SBC()]
 CONDITIONAL: list[Metric] = [VarianceRatio(), ConditionalEnergyDistance()]
 SLOW = {C2ST: 8, Wasserstein: 8}  # repeats at the larger size
 SHOWN = [
     *("energy_distance", "mmd2", "sliced_w2", "w2", "frechet", "kid", "c2st"),
-    *("precision", "recall", "density", "coverage", "vendi_ratio"),
+    *("precision", "recall", "density", "coverage", "vendi_ratio", "copying"),
     *("energy_score", "crps", "variogram_score", "spread_skill", "coverage_50", "coverage_90", "sbc_ks"),
-    *("tarp_ks", "tarp_ks, random points", "variance_ratio", "conditional_energy_distance"),
+    *("tarp_ks", "tarp_ks, random points", "variance_ratio"),
+    *("variance_ratio_largest", "variance_ratio_smallest", "conditional_energy_distance"),
 ]
 Numbers = dict[str, list[float]]
 

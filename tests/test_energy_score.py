@@ -72,6 +72,61 @@ def test_a_share_of_the_draws_takes_the_detour():
     assert abs(around.double().mean() - 0.3) < 5 * (0.3 * 0.7 / 2000) ** 0.5
 
 
+def test_the_weight_of_the_mean_adds_the_product_of_the_errors_of_two_draws():
+    """Which sees their mean alone: `E <W_1 - w, W_2 - w> = ||E W - w||^2`. With peers, the same in the mean over them."""
+    model, x_0 = small_model(), normals(5, 2, seed=0)
+    for peers in (False, True):
+        plain = EnergyScoreObjective(draws=3, peers=peers)
+        with torch.no_grad():
+            added = [
+                replace(plain, mean_weight=weight)(model, {"x_0": x_0}, generators(*range(5))).per_sample
+                - plain(model, {"x_0": x_0}, generators(*range(5))).per_sample
+                for weight in (0.3, 0.6)
+            ]
+        sources = generators(*range(5))
+        tau = plain.tau_law.sample(5, sources, x_0)
+        x_tau = transition.sample(x_0, torch.zeros_like(tau), tau, SCHEDULE, sources)
+        noise = torch.stack([torch.randn(3, 2, generator=g, dtype=torch.float64) for g in sources], dim=1)
+        alpha, sigma = SCHEDULE.alpha(tau), SCHEDULE.sigma(tau)
+        for i in range(5):
+            state = x_tau[i : i + 1], tau[i : i + 1]
+            draws = model(x_tau[i : i + 1], tau[i]).sample((3,), noise=noise[:, i : i + 1])
+            w = torch.stack([model.encode(d, *state) for d in draws])
+            products = torch.zeros(5, dtype=torch.float64)
+            for j, item in enumerate(x_0):
+                errors = (w - model.encode(item[None], *state)).flatten(1)
+                products[j] = sum(errors[a] @ errors[b] for a in range(3) for b in range(3) if a != b) / 6
+            made = (-(x_tau[i] - alpha[i] * x_0).square().sum(-1) / (2 * sigma[i] ** 2)).softmax(0)
+            expected = (made * products).sum() if peers else products[i]
+            assert added[0][i].item() == pytest.approx(0.3 * expected.item(), rel=1e-9)
+            assert added[1][i].item() == pytest.approx(0.6 * expected.item(), rel=1e-9)
+
+
+def test_the_rule_of_the_mean_is_blind_to_the_width_of_the_draws():
+    """Its slope in the width is 0 far from the true width too, where the energy score has one; its slope in the mean is not."""
+    x_0 = gaussian(MEAN, STD).sample((20_000,), generator(0))
+    objective = EnergyScoreObjective(draws=2, tau_law=Uniform(low=0.2, high=0.9))
+
+    def slope(weight, factor, shift):
+        network = Draws()
+        model, losses = PosteriorFlow(network, SCHEDULE, IdentityScaling(), (2,)).double(), []
+        for sign in (1, -1):
+            network.factor.data.fill_(0.6 + sign * factor)
+            hook = network.register_forward_hook(lambda _, __, u, sign=sign: u - (0.2 + sign * shift))
+            with torch.no_grad():
+                found = [
+                    replace(objective, mean_weight=w)(model, {"x_0": x_0}, generator(1)).per_sample
+                    for w in (weight, 0.0)
+                ]
+            hook.remove()
+            losses.append(found[0] - found[1] if weight else found[1])
+        return z_tests((losses[0] - losses[1])[:, None], torch.zeros(1, dtype=torch.float64))
+
+    assert accepts(slope(weight=1.0, factor=0.05, shift=0.0))
+    assert rejects(slope(weight=0.0, factor=0.05, shift=0.0))  # the energy score does see the width
+    assert rejects(slope(weight=1.0, factor=0.0, shift=0.05))
+
+
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
 @pytest.mark.parametrize("draws", [2, 6])
 def test_it_is_proper_for_every_number_of_draws(power, draws):
@@ -184,7 +239,8 @@ def test_draws_that_coincide_have_a_finite_gradient():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"draws": 1}, "at least 2 draws"), ({"power": 2.0}, "between 0 and 2"), ({"power": 0.0}, "between 0 and 2"),
-     ({"share": 0.0}, "share"), ({"share": 1.5}, "share"), ({"detour": -0.1}, "detour")],
+     ({"share": 0.0}, "share"), ({"share": 1.5}, "share"), ({"detour": -0.1}, "detour"),
+     ({"mean_weight": -1.0}, "mean_weight"), ({"mean_weight": math.inf}, "mean_weight")],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(fields, message):
     with pytest.raises(UserError, match=message):

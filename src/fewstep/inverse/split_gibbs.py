@@ -18,7 +18,8 @@ class SplitGibbs(InverseMethod):
     The first is a draw of `q(x_0 | x_tau)` at the time where `sigma / alpha = rho`, `x_tau = alpha z`; the second is exact for
     every linear operator by perturb-and-optimise, `z = prox_l2(x + rho e_2, y + sigma_y e_1, rho^2 / sigma_y^2)`. `anneal`
     steps bring rho down from `rho_start`, even in its logarithm, `steps` go on at rho; left out, it is .3 sigma_y, which makes
-    the noise of the law below too large by a twentieth.
+    the noise of the law below too large by a twentieth. The first x is a draw of the prior, so that `rho_start` need be no larger than
+    the data's own deviation: where the modes are chosen, many small steps count.
 
     *Consistent* for `rho -> 0`: at a fixed rho the stationary law is exactly `p(x | y)` with the measurement's covariance
     `sigma_y^2 I + rho^2 A A'` in place of `sigma_y^2 I`. The smaller rho, the slower it forgets where it started: modes that
@@ -26,9 +27,9 @@ class SplitGibbs(InverseMethod):
     """
 
     rho: float | None = None
-    rho_start: float = 10.0
-    anneal: int = 20
-    steps: int = 20
+    rho_start: float = 1.5
+    anneal: int = 35
+    steps: int = 4
 
     linear_only = True
 
@@ -41,7 +42,7 @@ class SplitGibbs(InverseMethod):
 
     @property
     def iterations(self) -> int:
-        return self.anneal + self.steps
+        return 1 + self.anneal + self.steps
 
     def check(self, operator) -> None:
         if not isinstance(self.noise, Gaussian) or self.noise.sigma <= 0:
@@ -57,12 +58,12 @@ class SplitGibbs(InverseMethod):
         last = min(0.3 * sigma_y, self.rho_start) if self.rho is None else self.rho
         ratio = (last / self.rho_start) ** (1 / max(self.anneal, 1))
         falling = (self.rho_start * ratio**i for i in range(self.anneal))
-        x = z = self.rho_start * problem.start(k)
-        for step, rho in enumerate(chain(falling, repeat(last, self.steps)), start=1):
-            tau = schedule.tau_at(torch.tensor(-2 * math.log(rho), dtype=torch.float64, device=z.device)).clamp(max=1)
-            x = problem.draw((schedule.alpha(tau) * z).to(z), tau, 1)[0]
+        x = problem.draw(problem.start(k), torch.ones((), dtype=torch.float64, device=y.device), 1)[0]
+        for step, rho in enumerate(chain(falling, repeat(last, self.steps)), start=2):
             noise = problem.normal(torch.empty_like(y))
             z = problem.operator.prox_l2(x + rho * problem.normal(x), y + sigma_y * noise, (rho / sigma_y) ** 2)
+            tau = schedule.tau_at(torch.tensor(-2 * math.log(rho), dtype=torch.float64, device=z.device)).clamp(max=1)
+            x = problem.draw((schedule.alpha(tau) * z).to(z), tau, 1)[0]
             meter.update(step)
         complaint = (
             f"the draws are too wide, with rho = {last:g} and noise of deviation {sigma_y:g}: take a smaller rho"

@@ -1,5 +1,6 @@
 """A strictly proper scoring rule on one-step draws: the energy score at the corner t = 1, r = 0 of the flow clock."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,9 @@ class EnergyScoreObjective(Objective):
     - `share` of the items are scored, chosen one by one, each `1 / share` times: the same mean for less work.
     - `peers`: as in `STMD`, the mean of `||W_i - w_j||^p` over the items j of the batch, each weighted by the
       probability that it made `x_tau`, in place of the one w: the same mean, less variance.
+    - `mean_weight`: this much of the same rule with p = 2 is added. In the mean that is `||E W - E[w | x_tau]||^2` and no
+      more: it sees the mean of the draws alone, and not through the `1 / ||.||` by which p < 2 trusts near pairs more than far
+      ones, so that a law that is not matched yet has no skewed mean.
 
     Raises `UserError` where p, m or the share is out of range. The score is in units of the scaled data, to the power p, and
     grows as `d^(p/2)`, where the squared error of a Mean Flow grows as d.
@@ -38,6 +42,7 @@ class EnergyScoreObjective(Objective):
     tau_law: TimeLaw = Uniform()
     draws: int = 4
     power: float = 1.0
+    mean_weight: float = 0.0
     detour: float = 0.0
     share: float = 1.0
     peers: bool = False
@@ -47,6 +52,8 @@ class EnergyScoreObjective(Objective):
             raise UserError(f"an energy score needs at least 2 draws for each state, not {self.draws}")
         if not 0 < self.power < 2:
             raise UserError(f"an energy score is strictly proper for a power between 0 and 2, not {self.power}")
+        if not 0 <= self.mean_weight < math.inf:
+            raise UserError(f"mean_weight is a finite number from 0 up, not {self.mean_weight}")
         check_share("detour", self.detour)
         check_share("share", self.share, least=1e-6)
 
@@ -100,5 +107,6 @@ class EnergyScoreObjective(Objective):
         return miss - 0.5 * spread, error
 
     def _distance(self, squares: Tensor) -> Tensor:
-        """`||.||^p`; where two points coincide its gradient is taken to be 0."""
-        return squares.clamp_min(torch.finfo(squares.dtype).tiny ** 0.5) ** (self.power / 2)
+        """`||.||^p + mean_weight ||.||^2`; where two points coincide the gradient of the first is taken to be 0."""
+        power = squares.clamp_min(torch.finfo(squares.dtype).tiny ** 0.5) ** (self.power / 2)
+        return power + self.mean_weight * squares if self.mean_weight else power
