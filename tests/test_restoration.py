@@ -21,7 +21,7 @@ from fewstep.models import MixturePosterior
 from fewstep.networks import MLPConfig
 from fewstep.operators import Gaussian, HDRClip, Inpainting, Matrix, RandomMask
 from fewstep.recipes import find_recipe
-from fewstep.restoration import covered, interval, measure, numbers, picture, restore
+from fewstep.restoration import covered, interval, measure, numbers, picture, restore, ssim
 from fewstep.restoration_benchmark import class_log_score
 from fewstep.training import train
 from problems import SCHEDULE, doubles, generator, t2
@@ -139,6 +139,11 @@ def test_a_benchmark_is_a_table(run, tmp_path, capsys):
         ("inpaint-half", 0.0, gibbs)
     }
     assert "needs a linear operator" in printed
+    pictures = [tmp_path / f"inpaint-half-sigma-{sigma}.png" for sigma in ("0.1", "0")]
+    assert sorted(tmp_path.glob("*.png")) == sorted(pictures)  # no picture of a task that every method refused
+    both, alone = (Image.open(path).size for path in pictures)  # without noise split Gibbs refuses: one row less
+    assert both[0] == alone[0]
+    assert both[1] > 1.5 * alone[1]
     for row in rows:
         if "refused" not in row:
             low, high = row["coverage_90_interval"]
@@ -164,6 +169,17 @@ def test_coverage_looks_at_what_was_not_seen_and_varies():
     jittered = flat + 0.02 * torch.rand(31, 600, 2, generator=generator(2))
     assert abs(covered(jittered, flat, torch.tensor([True, True]), 1 / 8)["coverage_90"] - 0.9) < 0.02
     assert covered(jittered, flat, torch.tensor([True, True]), None)["coverage_90"] < 0.1
+
+
+def test_structural_similarity_by_hand():
+    """Constant images have no structure: `(2 a b + c) / (a^2 + b^2 + c)` in [0, 1], c = 1e-4; noise is unlike, the truth is 1."""
+    dark, light = torch.full((2, 1, 12, 12), -0.2), torch.full((2, 1, 12, 12), 0.6)
+    a, b = 0.4, 0.8
+    assert ssim(dark, light) == pytest.approx((2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4), rel=1e-5)
+    truth = torch.rand(3, 1, 28, 28, generator=generator(0)) * 2 - 1
+    noise = 0.3 * torch.randn(3, 1, 28, 28, generator=generator(1))
+    assert ssim(truth, truth) == pytest.approx(1)
+    assert ssim(truth + 2 * noise, truth) < ssim(truth + noise, truth) < 0.95
 
 
 def test_the_class_score_is_the_log_of_the_mean_probability():

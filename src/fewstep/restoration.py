@@ -20,6 +20,7 @@ from fewstep.pictures import to_levels
 from fewstep.shapes import flat
 
 INTERVAL, RESAMPLES = 0.9, 1000
+SSIM_WINDOW = 11  # pixels across
 NEARLY_CONSTANT = 0.1  # a component whose deviation is below this share of the mean one
 
 
@@ -79,7 +80,8 @@ def restore(
 def numbers(restoration: Restoration, operator: Any, truth: Tensor | None = None) -> dict[str, Any]:
     """What a restoration cost and how far it is from y; with the truth `(b, *item_shape)` also quality and calibration.
 
-    `misfit`: the root mean square of `y - A(x)` over draws and observed entries. `psnr` of the mean, in dB for images in [-1, 1].
+    `misfit`: the root mean square of `y - A(x)` over draws and observed entries. `psnr` and `ssim` of the mean, for images in
+    [-1, 1] (`ssim` needs 11 x 11 pixels or more).
     CRPS, energy score and spread/skill are of the draws (where samples carry weights: of as many drawn by them). Keys in
     docs/json.md.
     """
@@ -104,8 +106,20 @@ def numbers(restoration: Restoration, operator: Any, truth: Tensor | None = None
         return result
     truth, draws = truth.double(), draws.double().cpu()
     errors = flat(found.mean.double().cpu() - truth).square().mean(1)
-    psnr = (10 * (4 / errors.clamp_min(1e-12)).log10()).mean().item()
-    return result | {"psnr": psnr} | CRPS()(draws, truth) | EnergyScore()(draws, truth) | SpreadSkill()(draws, truth)
+    result["psnr"] = (10 * (4 / errors.clamp_min(1e-12)).log10()).mean().item()
+    if truth.ndim == 4 and min(truth.shape[2:]) >= SSIM_WINDOW:
+        result["ssim"] = ssim(found.mean.double().cpu(), truth)
+    return result | CRPS()(draws, truth) | EnergyScore()(draws, truth) | SpreadSkill()(draws, truth)
+
+
+def ssim(images: Tensor, truth: Tensor) -> float:
+    """Mean structural similarity of images `(b, c, h, w)` in [-1, 1], at most 1 (Wang et al. 2004; torchmetrics)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    found, expected = (((x.double() + 1) / 2).clamp(0, 1) for x in (images, truth))
+    value = structural_similarity_index_measure(found, expected, data_range=1.0, kernel_size=SSIM_WINDOW)
+    assert isinstance(value, Tensor)
+    return value.item()
 
 
 def covered(
@@ -135,19 +149,24 @@ def uncertain(operator: Any, x_0: Tensor) -> Tensor:
 def picture(
     restoration: Restoration, operator: Any, truth: Tensor | None = None, shown: int = 8, problems: int = 8
 ) -> bytes:
-    """A PNG: a row for each problem: truth (where known), measurement, mean, standard deviation, and draws.
+    """A PNG: a row for each problem: what `columns` has; the largest standard deviation is white."""
+    parts = columns(restoration, operator, truth, shown)
+    parts["deviation"] = 2 * parts["deviation"] / parts["deviation"].amax().clamp_min(1e-12) - 1
+    rows = torch.stack([images[:problems] for images in parts.values()], dim=1).flatten(0, 1)
+    return pictures.png_bytes(pictures.grid(rows.cpu(), columns=len(parts), least=560))
+
+
+def columns(restoration: Restoration, operator: Any, truth: Tensor | None = None, shown: int = 8) -> dict[str, Tensor]:
+    """Images `(b, *item_shape)` by name: truth (where known), measurement, mean, deviation, and up to `shown` draws.
 
     The measurement is seen through `A_dagger` where A is linear; else as it is, enlarged pixel by pixel; grey where it is no
     image.
     """
     arrays = restoration.arrays
-    like = arrays["mean"]
-    b, count = min(problems, len(like)), min(shown, len(restoration.draws))
-    std = arrays["std"]
-    columns = [_as_image(restoration.y, operator, like), like, 2 * std / std.amax().clamp_min(1e-12) - 1]
-    columns = [*([] if truth is None else [truth.to(like)]), *columns, *restoration.draws[:count]]
-    rows = torch.stack([column[:b] for column in columns], dim=1).flatten(0, 1)
-    return pictures.png_bytes(pictures.grid(rows.cpu(), columns=len(columns), least=560))
+    mean = arrays["mean"]
+    found = {} if truth is None else {"truth": truth.to(mean)}
+    found |= {"measurement": _as_image(restoration.y, operator, mean), "mean": mean, "deviation": arrays["std"]}
+    return found | {f"draw {i}": draw for i, draw in enumerate(restoration.draws[:shown], start=1)}
 
 
 def _as_image(y: Tensor, operator: Any, like: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ standard deviation, draws), restoration.npz (samples, mean, std, low and high of
 (docs/json.md) to --out, and prints how good the mean is and whether the draws can be trusted.
 
 With --benchmark: several operators by several methods by both noises over --items held-out items, and one table of quality,
-calibration and cost (restoration-benchmark.json).
+calibration and cost (restoration-benchmark.json), and a picture of each task with its first item restored by every method.
 
 Operators and methods are names, or Python calls: --operator 'Inpainting(mask=RandomMask(missing=0.8))'
 --method 'DecoupledSIR(levels=8, draws=128)'. What there is: docs/operators.md, docs/inverse-problems.md.
 """
 
 import json
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ def _restore(flags: Flags, run: Run) -> int:
 
 def _benchmark(flags: Flags, run: Run) -> int:
     """Several operators by several methods."""
-    from fewstep.restoration_benchmark import BenchmarkPlan, benchmark
+    from fewstep.restoration_benchmark import BenchmarkPlan, benchmark, figure
     from fewstep.restoration_benchmark import table as table_of
 
     if flags.image is not None:
@@ -177,8 +178,12 @@ def _benchmark(flags: Flags, run: Run) -> int:
     for method in methods.values():
         method(operators.Gaussian(sigma=1.0))  # a mistake is told before the first restoration
     plan = BenchmarkPlan(sigmas=sigmas, problems=flags.items or BenchmarkPlan.problems, n=flags.n, seed=flags.seed)
-    rows = benchmark(run.model, run.recipe.dataset, tasks, methods, plan, flags.data, quiet=False)
-    out = flags.out or flags.run / "restoration"
+    found = benchmark(run.model, run.recipe.dataset, tasks, methods, plan, flags.data, quiet=False)
+    rows, out, written = found.rows, flags.out or flags.run / "restoration", ["restoration-benchmark.json"]
+    for (task, sigma), seen in found.seen.items():
+        if image := figure(seen):
+            written.append(f"{re.sub('[^a-z0-9]+', '-', task.lower()).strip('-')}-sigma-{sigma:g}.png")
+            write_file(out / written[-1], image)
     result = run.about | {"seed": flags.seed, "operators": {k: repr(v) for k, v in tasks.items()}, "rows": rows}
     write_file(out / "restoration-benchmark.json", json.dumps(result, indent=1))
     console = terminal()
@@ -186,7 +191,7 @@ def _benchmark(flags: Flags, run: Run) -> int:
     for row in rows:
         for note in [row["refused"]] if "refused" in row else row["notes"]:
             console.print(f"{row['task']}, sigma {row['sigma']:g}: {note}", highlight=False)
-    sys.stdout.write(f"written to {out}: restoration-benchmark.json\n")
+    sys.stdout.write(f"written to {out}: {', '.join(written)}\n")
     return 0
 
 
@@ -194,6 +199,7 @@ def table(result: dict, operator: str, method: str) -> tuple[str, list[str], lis
     """The numbers as `(title, header, rows)`."""
     names = {
         "psnr": "PSNR of the mean, dB",
+        "ssim": "SSIM of the mean (1 is the truth)",
         "coverage_90": "90 % interval holds (of what varies and was not observed)",
         "spread_skill": "spread/skill (1 is calibrated)",
         "energy_score": "energy score (less is better)",

@@ -16,10 +16,10 @@ class SplitGibbs(InverseMethod):
     """`x ~ p(x | z)` under `z = x + rho e`, then `z ~ N(z; x, rho^2 I) p(y | z)`, in turns (Vono et al. 2019).
 
     The first is a draw of `q(x_0 | x_tau)` at the time where `sigma / alpha = rho`, `x_tau = alpha z`; the second is exact for
-    every linear operator by perturb-and-optimise, `z = prox_l2(x + rho e_2, y + sigma_y e_1, rho^2 / sigma_y^2)`. `anneal`
-    steps bring rho down from `rho_start`, even in its logarithm, `steps` go on at rho; left out, it is .3 sigma_y, which makes
-    the noise of the law below too large by a twentieth. The first x is a draw of the prior, so that `rho_start` need be no larger than
-    the data's own deviation: where the modes are chosen, many small steps count.
+    every linear operator by perturb-and-optimise, `z = prox_l2(x + rho e_2, y + sigma_y e_1, rho^2 / sigma_y^2)`. The first x is
+    a draw of the prior; `anneal` steps bring rho down from `rho_start`, even in its logarithm, and `steps` go on at rho; left
+    out, it is .3 sigma_y, which makes the noise of the law below too large by a twentieth. `rho_start` is about the deviation
+    of the data: there the modes are chosen, and many small steps count.
 
     *Consistent* for `rho -> 0`: at a fixed rho the stationary law is exactly `p(x | y)` with the measurement's covariance
     `sigma_y^2 I + rho^2 A A'` in place of `sigma_y^2 I`. The smaller rho, the slower it forgets where it started: modes that
