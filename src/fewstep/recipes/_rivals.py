@@ -19,15 +19,18 @@ from fewstep.samplers import Ancestral, FlowMap, Sampler
 from fewstep.scaling import EpsilonScaling, GaussianScaling
 
 
-def calibrated(weight: float, share: float = 1.0, detour: float = 0.0, semigroup_share: float = 0.5) -> WeightedSum:
+def calibrated(
+    weight: float, share: float = 1.0, detour: float = 0.0, mean_weight: float = 0.0, semigroup_share: float = 0.5
+) -> WeightedSum:
     """Our default, three terms for three parts of the flow map of the posterior (docs/calibration.md).
 
     The velocity at r = t by regression (STMD with `frac_r_below_t = 0`), longer steps by the semigroup law, and the corner
     t = 1, r = 0 by the energy score of draws with this weight, on this share of the items, and this share of the scored
-    draws by a detour of two steps. No derivative of the network is needed.
+    draws by a detour of two steps. On images `mean_weight` keeps biases of the mean from adding up over many steps; beside a
+    score that grows as `d^(1/2)` it is taken in proportion to `d^(-1/2)`. No derivative of the network is needed.
     """
     velocity = STMD(adaptive_power=0.0, frac_r_below_t=0.0, peers=True)
-    score = EnergyScoreObjective(draws=2, share=share, detour=detour, peers=True)
+    score = EnergyScoreObjective(draws=2, share=share, detour=detour, mean_weight=mean_weight, peers=True)
     return WeightedSum(terms=(velocity, Semigroup(share=semigroup_share), score), weights=(1.0, 1.0, weight))
 
 
