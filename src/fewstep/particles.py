@@ -50,3 +50,24 @@ def take(x: Tensor, index: Tensor, axis: int = 0) -> Tensor:
     shape = [1] * axis + list(index.shape) + [1] * (x.ndim - axis - 2)
     target = [*x.shape[:axis], *index.shape, *x.shape[axis + 2 :]]
     return x.gather(axis, index.reshape(shape).expand(target))
+
+
+def resample(log_w: Tensor, share: float, generator: Source = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the effective number of the k particles falls below `share` of them: who stays, their weights, what they said.
+
+    Of log-weights `(k, b)`: an index `(k, b)` for `reorder`, in its order where a problem needs no new particles or has none
+    that is possible; the log-weights from now on, 0 where they were drawn anew; and what to add to the log-evidence `(b,)`,
+    the log of the mean weight where they were. Drawn for every problem at every call, so that none changes another's randomness.
+    """
+    alive = log_w.isfinite().any(0)
+    poor = alive & (effective_sample_size(log_w) < share * len(log_w))
+    drawn = systematic(torch.where(alive, log_w, 0.0), generator)
+    index = torch.where(poor, drawn, torch.arange(len(log_w), device=log_w.device)[:, None])
+    return index, torch.where(poor, 0.0, log_w), torch.where(poor, log_mean_exp(log_w), 0.0)
+
+
+def reorder(x: Tensor, index: Tensor, axis: int = 0) -> Tensor:
+    """Rows `(.., k b, ...)` along an axis, particle by particle, in the order of `index` `(k, b)`."""
+    k, b = index.shape
+    parts = x.reshape(*x.shape[:axis], k, b, *x.shape[axis + 1 :])
+    return take(parts, index, axis).reshape(x.shape)

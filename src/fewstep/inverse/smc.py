@@ -12,7 +12,7 @@ from fewstep.bridge import bridge
 from fewstep.errors import UserError
 from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
 from fewstep.operators import Gaussian, is_linear
-from fewstep.particles import choose, effective_sample_size, finite, log_mean_exp, systematic, take
+from fewstep.particles import choose, finite, log_mean_exp, reorder, resample, take
 from fewstep.shapes import flat
 from fewstep.times import Grid, UniformGrid
 
@@ -75,15 +75,10 @@ class NestedSMC(InverseMethod):
             before = value
             drawn, r, value = self._look(problem, x, s, gain)
             log_w = _plus(log_w, value, correction - before)
-            alive = log_w.isfinite().any(0)
-            poor = alive & (effective_sample_size(log_w) < self.resample * k)
-            # drawn at every step, so that no problem's randomness depends on whether another one is poor
-            drawn_again = systematic(torch.where(alive, log_w, 0.0), problem.generator)
-            index = torch.where(poor, drawn_again, torch.arange(k, device=x.device)[:, None])
-            log_z = log_z + torch.where(poor, log_mean_exp(log_w), 0.0)
-            log_w = torch.where(poor, 0.0, log_w)
-            x, value = _reorder(x, index, 0), _reorder(value, index, 0)
-            drawn, r = _reorder(drawn, index, 1), _reorder(r, index, 1)
+            index, log_w, said = resample(log_w, self.resample, problem.generator)
+            log_z = log_z + said
+            x, value = reorder(x, index), reorder(value, index)
+            drawn, r = reorder(drawn, index, 1), reorder(r, index, 1)
             meter.update(step)
         return Drawn(x=x_0, log_w=log_w, log_z=log_z + log_mean_exp(log_w))
 
@@ -120,13 +115,6 @@ def _plus(log_w: Tensor, value: Tensor, less: Tensor) -> Tensor:
     value, less = value.reshape(log_w.shape), less.reshape(log_w.shape)
     dead = log_w.isneginf() | value.isneginf()
     return torch.where(dead, -torch.inf, log_w + value + torch.where(dead, 0.0, less))
-
-
-def _reorder(x: Tensor, index: Tensor, axis: int) -> Tensor:
-    """Rows `(.., k b, ...)` along an axis, particles of each problem by `index` `(k, b)`."""
-    k, b = index.shape
-    parts = x.reshape(*x.shape[:axis], k, b, *x.shape[axis + 1 :])
-    return take(parts, index, axis).reshape(x.shape)
 
 
 def _gain(problem: Problem) -> float:

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from itertools import chain, repeat
 
 import torch
+from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
+from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count, observed
 from fewstep.operators import Gaussian
+from fewstep.particles import log_mean_exp, reorder, resample
+from fewstep.shapes import flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +23,27 @@ class SplitGibbs(InverseMethod):
     out, it is .3 sigma_y, which makes the noise of the law below too large by a twentieth. `rho_start` is about the deviation
     of the data: there the modes are chosen, and many small steps count.
 
-    *Consistent* for `rho -> 0`: at a fixed rho the stationary law is exactly `p(x | y)` with the measurement's covariance
-    `sigma_y^2 I + rho^2 A A'` in place of `sigma_y^2 I`. The smaller rho, the slower it forgets where it started: modes that
-    annealing has chosen stay. Linear operators and Gaussian noise above 0.
+    The samples of a problem are weighed against each other on the way down: from rho to the next one `rho'` by
+    `N(y; A x, sigma_y^2 I + rho'^2 A A') / N(y; A x, sigma_y^2 I + rho^2 A A')`, whose exponents are -1/2 times the least of
+    `||y - A z||^2 / sigma_y^2 + ||z - x||^2 / rho^2`, at `z = prox_l2(x, y, rho^2 / sigma_y^2)`. With a Gibbs step at each rho
+    this is a sampler of sequential Monte Carlo (Del Moral et al. 2006), and the modes get the weights that a chain of its own
+    cannot find any more once rho is small. Samples are drawn anew where their effective number falls below the share
+    `resample`. Below `weigh_above` they go on unweighed: a measurement of many components says more there than few samples
+    can carry.
+
+    *Consistent*. With `weigh_above = 0`: exact as the samples grow, at any rho (the last weight takes it to 0), and the
+    evidence `exp(log_z)` is unbiased. Without weights (`weigh_above = inf`; then the samples are independent) for `rho -> 0`: at
+    a fixed rho the stationary law is exactly `p(x | y)` with the measurement's covariance `sigma_y^2 I + rho^2 A A'` in place of
+    `sigma_y^2 I`, and the smaller rho, the slower it forgets where it started. In between it is a *heuristic* that weighs modes
+    and leaves details to the chains. Linear operators and Gaussian noise above 0.
     """
 
     rho: float | None = None
     rho_start: float = 1.5
     anneal: int = 35
     steps: int = 4
+    weigh_above: float = 0.25
+    resample: float = 0.5
 
     linear_only = True
 
@@ -39,6 +53,8 @@ class SplitGibbs(InverseMethod):
             raise UserError(f"split Gibbs needs 0 < rho <= rho_start, not {self.rho} and {self.rho_start}")
         check_count("steps", self.steps)
         check_count("anneal", self.anneal, least=0)
+        if not self.weigh_above >= 0 or not 0 <= self.resample <= 1:
+            raise UserError("weigh_above is a number from 0 up, inf for no weights, and resample a share in [0, 1]")
 
     @property
     def iterations(self) -> int:
@@ -52,20 +68,49 @@ class SplitGibbs(InverseMethod):
             )
 
     def run(self, problem: Problem, k: int, meter: Steps) -> Drawn:
-        schedule, y = problem.model.schedule, problem.rows_of_y(k * len(problem.y))
+        schedule, y, b = problem.model.schedule, problem.rows_of_y(k * len(problem.y)), len(problem.y)
         assert isinstance(self.noise, Gaussian)
-        sigma_y = self.noise.sigma
-        last = min(0.3 * sigma_y, self.rho_start) if self.rho is None else self.rho
-        ratio = (last / self.rho_start) ** (1 / max(self.anneal, 1))
-        falling = (self.rho_start * ratio**i for i in range(self.anneal))
+        sigma_y, before, fit = self.noise.sigma, math.inf, torch.zeros(k, b, dtype=torch.float64, device=y.device)
+        log_w, log_z = fit, fit[0]
         x = problem.draw(problem.start(k), torch.ones((), dtype=torch.float64, device=y.device), 1)[0]
-        for step, rho in enumerate(chain(falling, repeat(last, self.steps)), start=2):
+        for step, rho in enumerate(self._levels(sigma_y), start=2):
+            if self.weigh_above <= rho < before:
+                index, log_w, said = resample(
+                    log_w + self._fit(problem, x, y, rho) - fit, self.resample, problem.generator
+                )
+                x, log_z, before = reorder(x, index), log_z + said, rho
             noise = problem.normal(torch.empty_like(y))
             z = problem.operator.prox_l2(x + rho * problem.normal(x), y + sigma_y * noise, (rho / sigma_y) ** 2)
             tau = schedule.tau_at(torch.tensor(-2 * math.log(rho), dtype=torch.float64, device=z.device)).clamp(max=1)
             x = problem.draw((schedule.alpha(tau) * z).to(z), tau, 1)[0]
+            if before == rho:
+                fit = self._fit(problem, x, y, rho)
             meter.update(step)
+        last = rho
+        exact = self.weigh_above == 0
+        if exact:
+            log_w = log_w + self._fit(problem, x, y, 0.0) - fit
+            seen = observed(problem.operator)
+            components = y[0].numel() if seen is None else int(seen.sum())
+            log_z = log_z + log_mean_exp(log_w) - 0.5 * components * math.log(2 * math.pi * sigma_y**2)
         complaint = (
             f"the draws are too wide, with rho = {last:g} and noise of deviation {sigma_y:g}: take a smaller rho"
         )
-        return Drawn(x=x, bad=torch.full((len(problem.y),), last > 0.5 * sigma_y), complaint=complaint)
+        wide = torch.full((b,), last > 0.5 * sigma_y and not exact)
+        return Drawn(x=x, log_w=log_w, log_z=log_z if exact else None, bad=wide, complaint=complaint)
+
+    def _levels(self, sigma_y: float) -> list[float]:
+        """The rho of every step."""
+        last = min(0.3 * sigma_y, self.rho_start) if self.rho is None else self.rho
+        ratio = (last / self.rho_start) ** (1 / max(self.anneal, 1))
+        return [self.rho_start * ratio**i for i in range(self.anneal)] + [last] * self.steps
+
+    def _fit(self, problem: Problem, x: Tensor, y: Tensor, rho: float) -> Tensor:
+        """`log N(y; A x, sigma_y^2 I + rho^2 A A')` `(k, b)` but for a number that is the same for all x."""
+        assert isinstance(self.noise, Gaussian)
+        z = problem.operator.prox_l2(x, y, (rho / self.noise.sigma) ** 2) if rho else x
+        misses, seen = flat(y - problem.operator.A(z)), observed(problem.operator)
+        fit = -0.5 * (misses if seen is None else misses[:, seen]).double().square().sum(1) / self.noise.sigma**2
+        if rho:
+            fit = fit - 0.5 * flat(z - x).double().square().sum(1) / rho**2
+        return fit.reshape(-1, len(problem.y))
