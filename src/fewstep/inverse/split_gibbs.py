@@ -74,11 +74,14 @@ class SplitGibbs(InverseMethod):
         log_w, log_z = fit, fit[0]
         x = problem.draw(problem.start(k), torch.ones((), dtype=torch.float64, device=y.device), 1)[0]
         for step, rho in enumerate(self._levels(sigma_y), start=2):
-            if self.weigh_above <= rho < before:
+            if rho >= self.weigh_above and rho != before:
                 index, log_w, said = resample(
                     log_w + self._fit(problem, x, y, rho) - fit, self.resample, problem.generator
                 )
                 x, log_z, before = reorder(x, index), log_z + said, rho
+            elif rho < self.weigh_above and before < math.inf:  # what was said is said, before the chains go on alone
+                index, log_w, _ = resample(log_w, 1.0, problem.generator)
+                x, before = reorder(x, index), math.inf
             noise = problem.normal(torch.empty_like(y))
             z = problem.operator.prox_l2(x + rho * problem.normal(x), y + sigma_y * noise, (rho / sigma_y) ** 2)
             tau = schedule.tau_at(torch.tensor(-2 * math.log(rho), dtype=torch.float64, device=z.device)).clamp(max=1)
