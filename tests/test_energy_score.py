@@ -98,8 +98,8 @@ def test_the_weight_of_the_mean_adds_the_product_of_the_errors_of_two_draws():
                 products[j] = sum(errors[a] @ errors[b] for a in range(3) for b in range(3) if a != b) / 6
             made = (-(x_tau[i] - alpha[i] * x_0).square().sum(-1) / (2 * sigma[i] ** 2)).softmax(0)
             expected = (made * products).sum() if peers else products[i]
-            assert added[0][i].item() == pytest.approx(0.3 * expected.item(), rel=1e-9)
-            assert added[1][i].item() == pytest.approx(0.6 * expected.item(), rel=1e-9)
+            assert added[0][i].item() == pytest.approx(0.3 * alpha[i].item() ** 2 * expected.item(), rel=1e-9)
+            assert added[1][i].item() == pytest.approx(0.6 * alpha[i].item() ** 2 * expected.item(), rel=1e-9)
 
 
 def test_the_rule_of_the_mean_is_blind_to_the_width_of_the_draws():

@@ -31,9 +31,10 @@ class EnergyScoreObjective(Objective):
     - `share` of the items are scored, chosen one by one, each `1 / share` times: the same mean for less work.
     - `peers`: as in `STMD`, the mean of `||W_i - w_j||^p` over the items j of the batch, each weighted by the
       probability that it made `x_tau`, in place of the one w: the same mean, less variance.
-    - `mean_weight`: this much of the same rule with p = 2 is added. In the mean that is `||E W - E[w | x_tau]||^2` and no
-      more: it sees the mean of the draws alone, and not through the `1 / ||.||` by which p < 2 trusts near pairs more than far
-      ones, so that a law that is not matched yet has no skewed mean.
+    - `mean_weight`: `mean_weight alpha_tau^2` times the same rule with p = 2 is added. In the mean that is
+      `||E W - E[w | x_tau]||^2` and no more: it sees the mean of the draws alone, and not through the `1 / ||.||` by which
+      p < 2 trusts near pairs more than far ones, so that a law that is not matched yet has no skewed mean. `alpha_tau^2`
+      leaves it out where a bias is forgotten in the steps to come.
 
     Raises `UserError` where p, m or the share is out of range. The score is in units of the scaled data, to the power p, and
     grows as `d^(p/2)`, where the squared error of a Mean Flow grows as d.
@@ -92,21 +93,22 @@ class EnergyScoreObjective(Objective):
         draws = flat(draws).reshape(m, k, -1)
         w = flat(model.encode(own, x_tau, tau))
         squares = (draws - w).square().sum(-1)  # (m, k)
+        alpha, sigma = model.schedule.alpha(tau), model.schedule.sigma(tau)
+        quadratic = self.mean_weight * alpha**2
         error = squares.mean(0)
         if self.peers:
-            alpha, sigma = model.schedule.alpha(tau), model.schedule.sigma(tau)
             share = evidence.shares(x_tau / per_item(alpha, x_tau), (alpha / sigma) ** 2, x_0)
             offset, scale = model.coefficients(x_tau, tau)
             items = (flat(x_0) - flat(offset)[:, None]) / scale.reshape(-1, 1, 1)  # (k, B, d)
             to_items = torch.cdist(draws.transpose(0, 1), items).square()  # (k, m, B)
-            miss = (self._distance(to_items) * share[:, None]).sum(-1).mean(1)
+            miss = (self._distance(to_items, quadratic[:, None, None]) * share[:, None]).sum(-1).mean(1)
         else:
-            miss = self._distance(squares).mean(0)
+            miss = self._distance(squares, quadratic).mean(0)
         i, j = torch.triu_indices(m, m, 1, device=z.device)
-        spread = self._distance((draws[i] - draws[j]).square().sum(-1)).mean(0)
+        spread = self._distance((draws[i] - draws[j]).square().sum(-1), quadratic).mean(0)
         return miss - 0.5 * spread, error
 
-    def _distance(self, squares: Tensor) -> Tensor:
-        """`||.||^p + mean_weight ||.||^2`; where two points coincide the gradient of the first is taken to be 0."""
+    def _distance(self, squares: Tensor, quadratic: Tensor) -> Tensor:
+        """`||.||^p + quadratic ||.||^2`; where two points coincide the gradient of the first is taken to be 0."""
         power = squares.clamp_min(torch.finfo(squares.dtype).tiny ** 0.5) ** (self.power / 2)
-        return power + self.mean_weight * squares if self.mean_weight else power
+        return power + quadratic * squares if self.mean_weight else power
