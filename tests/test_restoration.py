@@ -237,7 +237,19 @@ def test_a_picture_of_another_size_and_no_picture_are_told(run, tmp_path, capsys
     assert status("restore", run, "--image", tmp_path / "large.png") == 1
     assert "8 x 9 pixels, 8 x 8 expected" in capsys.readouterr().err
     assert status("restore", run, "--image", tmp_path / "text.png") == 1
-    assert "is no picture" in capsys.readouterr().err
+    assert "not a picture" in capsys.readouterr().err
+    (tmp_path / "cut.png").write_bytes((tmp_path / "large.png").read_bytes()[:45])
+    assert status("restore", run, "--image", tmp_path / "cut.png") == 1
+    assert "a whole picture expected" in capsys.readouterr().err
+
+
+def test_a_picture_of_16_bits_is_not_clipped(run, tmp_path):
+    levels = torch.arange(64).reshape(8, 8) * 1000
+    Image.fromarray(levels.numpy().astype(np.uint16)).save(tmp_path / "deep.png")
+    flags = ["--operator", "blur", "--method", "split-gibbs", "--n", 2, "--out", tmp_path]
+    assert status("restore", run, "--image", tmp_path / "deep.png", *flags) == 0
+    found = np.load(tmp_path / "restoration.npz")["x_0"][0, 0]
+    assert np.abs(found - (levels.numpy() / 65535 * 2 - 1)).max() < 0.01
 
 
 def test_the_numbers_are_those_of_the_known_posterior():

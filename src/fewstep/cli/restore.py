@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
 
@@ -233,18 +232,14 @@ def _truth(flags: Flags, dataset: Dataset, shape: tuple[int, ...]) -> torch.Tens
 
 def _read(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
     """A picture `(1, *shape)` in [-1, 1]. `UserError` where it is none or of another size."""
-    from PIL import Image, UnidentifiedImageError
+    from fewstep.datasets.images import read_whole_picture
 
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UserError(f"--image: items of shape {shape} are no pictures: leave it out")
-    try:
-        with Image.open(path) as opened:
-            pixels = np.asarray(opened.convert("L" if shape[0] == 1 else "RGB"), dtype=np.float32)
-    except FileNotFoundError as error:
-        raise UserError(f"--image {path} does not exist") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"--image {path} is no picture") from error
-    if pixels.shape[:2] != shape[1:]:
-        found = f"{pixels.shape[0]} x {pixels.shape[1]}"
+    if not path.exists():
+        raise UserError(f"--image {path} does not exist")
+    pixels = read_whole_picture(path, grey=shape[0] == 1)
+    if pixels.shape[1:] != shape[1:]:
+        found = f"{pixels.shape[1]} x {pixels.shape[2]}"
         raise UserError(f"--image {path} has {found} pixels, {shape[1]} x {shape[2]} expected: resize it")
-    return torch.from_numpy(pixels / 127.5 - 1).reshape(*shape[1:], shape[0]).permute(2, 0, 1)[None]
+    return pixels[None].float() / 127.5 - 1

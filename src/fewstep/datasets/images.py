@@ -81,22 +81,37 @@ class Images(Dataset):
 
 def read_picture(path: Path, size: int, grey: bool) -> Tensor:
     """The centre square of a picture, uint8 `(c, size, size)`. Raises `UserError` where it is not a whole picture."""
+    from PIL import Image, ImageOps
+
+    image = open_picture(path, grey, "move it out of the folder")
+    return _pixels(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+
+
+def read_whole_picture(path: Path, grey: bool) -> Tensor:
+    """A picture as it is, uint8 `(c, h, w)`. Raises `UserError` where it is not a whole picture."""
+    return _pixels(open_picture(path, grey, "give another file"))
+
+
+def open_picture(path: Path, grey: bool, remedy: str) -> "Image":
+    """A picture in 8 bits, opaque, turned upright. Raises `UserError` with this remedy where it cannot be read."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as opened:
-            image = _flat(ImageOps.exif_transpose(opened), "L" if grey else "RGB")
-        pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+            return _flat(ImageOps.exif_transpose(opened), "L" if grey else "RGB")
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture, only pictures expected: move it out of the folder") from error
+        raise UserError(f"{path}: not a picture, only pictures expected: {remedy}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # what decoders raise on broken files has no common base
         raise UserError(
-            f"{path}: cannot be decoded, a whole picture expected ({one_line(error)}): replace it or move it out "
-            "of the folder"
+            f"{path}: cannot be decoded, a whole picture expected ({one_line(error)}): replace it or {remedy}"
         ) from error
-    return torch.from_numpy(pixels.copy()).reshape(size, size, -1).permute(2, 0, 1)
+
+
+def _pixels(image: "Image") -> Tensor:
+    pixels = np.asarray(image)
+    return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
 def _flat(image: "Image", mode: str) -> "Image":

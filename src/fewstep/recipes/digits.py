@@ -21,7 +21,7 @@ digits_stmd = Recipe(
     description="STMD by velocity, semigroup and energy score on scikit-learn's digits (minutes on a CPU)",
     dataset=Digits(),
     model=PosteriorFlowConfig(network=DIGITS_UNET, scaling=GaussianScaling()),
-    objective=calibrated(weight=4.0, mean_weight=0.1),
+    objective=calibrated(weight=4.0, mean_weight=0.2),
     optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=100),
     sampler=Ancestral(steps=4, flow_steps=4),
     steps=1200,
