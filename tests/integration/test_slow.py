@@ -58,7 +58,6 @@ def test_digits_stmd(tmp_path):
     assert all(0.85 < value < 1.15 for value in late)
 
 
-@pytest.mark.xfail(reason="energy distance .018 at N = 32, .007 at N = 1: biases add up (docs/log.md)", strict=False)
 def test_more_steps_of_the_digits_do_no_harm(tmp_path):
     """With M = 1 the energy distance at no N up to 32 is above that at N = 1, beyond joint intervals of ten seeds."""
     recipe = find_recipe("digits-stmd")
