@@ -9,7 +9,6 @@ python benchmarks/inverse_t2.py [--run runs/t2-stmd] [--problems 500]
 """
 
 import argparse
-import math
 import time
 import warnings
 from pathlib import Path
@@ -36,7 +35,7 @@ METHODS: dict[str, InverseMethod] = {
     "DecoupledSIR, 5 levels of 16": DecoupledSIR(noise=NOISE, draws=16),
     "DecoupledSIR, 5 levels of 64": DecoupledSIR(noise=NOISE, draws=64),
     "DecoupledSIR, PCN of 16": DecoupledSIR(noise=NOISE, draws=8, chain=PCN(length=16, size=0.5)),
-    "SplitGibbs without weights": SplitGibbs(noise=NOISE, weigh_above=math.inf),
+    "SplitGibbs without weights": SplitGibbs(noise=NOISE, weigh_above=None),
     "SplitGibbs": SplitGibbs(noise=NOISE),
     "SplitGibbs, weighed to the end": SplitGibbs(noise=NOISE, weigh_above=0.0),
     "NestedSMC, 20 steps of 16": NestedSMC(noise=NOISE, prior_variance=3.0),

@@ -32,7 +32,7 @@ class SplitGibbs(InverseMethod):
     can carry.
 
     *Consistent*. With `weigh_above = 0`: exact as the samples grow, at any rho (the last weight takes it to 0), and the
-    evidence `exp(log_z)` is unbiased. Without weights (`weigh_above = inf`; then the samples are independent) for `rho -> 0`: at
+    evidence `exp(log_z)` is unbiased. Without weights (`weigh_above = None`; then the samples are independent) for `rho -> 0`: at
     a fixed rho the stationary law is exactly `p(x | y)` with the measurement's covariance `sigma_y^2 I + rho^2 A A'` in place of
     `sigma_y^2 I`, and the smaller rho, the slower it forgets where it started. In between it is a *heuristic* that weighs modes
     and leaves details to the chains. Linear operators and Gaussian noise above 0.
@@ -42,7 +42,7 @@ class SplitGibbs(InverseMethod):
     rho_start: float = 1.5
     anneal: int = 35
     steps: int = 4
-    weigh_above: float = 0.25
+    weigh_above: float | None = 0.25
     resample: float = 0.5
 
     linear_only = True
@@ -53,8 +53,8 @@ class SplitGibbs(InverseMethod):
             raise UserError(f"split Gibbs needs 0 < rho <= rho_start, not {self.rho} and {self.rho_start}")
         check_count("steps", self.steps)
         check_count("anneal", self.anneal, least=0)
-        if not self.weigh_above >= 0 or not 0 <= self.resample <= 1:
-            raise UserError("weigh_above is a number from 0 up, inf for no weights, and resample a share in [0, 1]")
+        if not (self.weigh_above or 0.0) >= 0 or not 0 <= self.resample <= 1:
+            raise UserError("weigh_above is a number from 0 up, or None for no weights, and resample a share in [0, 1]")
 
     @property
     def iterations(self) -> int:
@@ -70,16 +70,17 @@ class SplitGibbs(InverseMethod):
     def run(self, problem: Problem, k: int, meter: Steps) -> Drawn:
         schedule, y, b = problem.model.schedule, problem.rows_of_y(k * len(problem.y)), len(problem.y)
         assert isinstance(self.noise, Gaussian)
+        least = math.inf if self.weigh_above is None else self.weigh_above
         sigma_y, before, fit = self.noise.sigma, math.inf, torch.zeros(k, b, dtype=torch.float64, device=y.device)
         log_w, log_z = fit, fit[0]
         x = problem.draw(problem.start(k), torch.ones((), dtype=torch.float64, device=y.device), 1)[0]
         for step, rho in enumerate(self._levels(sigma_y), start=2):
-            if rho >= self.weigh_above and rho != before:
+            if rho >= least and rho != before:
                 index, log_w, said = resample(
                     log_w + self._fit(problem, x, y, rho) - fit, self.resample, problem.generator
                 )
                 x, log_z, before = reorder(x, index), log_z + said, rho
-            elif rho < self.weigh_above and before < math.inf:  # what was said is said, before the chains go on alone
+            elif rho < least and before < math.inf:  # what was said is said, before the chains go on alone
                 index, log_w, _ = resample(log_w, 1.0, problem.generator)
                 x, before = reorder(x, index), math.inf
             noise = problem.normal(torch.empty_like(y))
@@ -90,7 +91,7 @@ class SplitGibbs(InverseMethod):
                 fit = self._fit(problem, x, y, rho)
             meter.update(step)
         last = rho
-        exact = self.weigh_above == 0
+        exact = least == 0
         if exact:
             log_w = log_w + self._fit(problem, x, y, 0.0) - fit
             seen = observed(problem.operator)
