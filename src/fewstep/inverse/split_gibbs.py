@@ -19,9 +19,9 @@ class SplitGibbs(InverseMethod):
 
     The first is a draw of `q(x_0 | x_tau)` at the time where `sigma / alpha = rho`, `x_tau = alpha z`; the second is exact for
     every linear operator by perturb-and-optimise, `z = prox_l2(x + rho e_2, y + sigma_y e_1, rho^2 / sigma_y^2)`. The first x is
-    a draw of the prior; `anneal` even steps bring rho down from `rho_start`, which is about the deviation of the data: there
-    the modes are chosen, and many small steps count; `steps` go on at rho. Left out, it is .3 sigma_y, which makes the noise of
-    the law below too large by a twentieth.
+    a draw of the prior; `anneal` steps, even in `rho^(1/3)`, bring rho down from `rho_start`, which is about the deviation of
+    the data: there the modes are chosen, and many small steps count; `steps` go on at rho. Left out, it is .3 sigma_y, which
+    makes the noise of the law below too large by a twentieth.
 
     The samples of a problem are weighed against each other on the way down: from rho to the next one `rho'` by
     `N(y; A x, sigma_y^2 I + rho'^2 A A') / N(y; A x, sigma_y^2 I + rho^2 A A')`, whose exponents are -1/2 times the least of
@@ -40,8 +40,8 @@ class SplitGibbs(InverseMethod):
 
     rho: float | None = None
     rho_start: float = 1.5
-    anneal: int = 37
-    steps: int = 2
+    anneal: int = 35
+    steps: int = 4
     weigh_above: float | None = 0.25
     resample: float = 0.5
 
@@ -106,8 +106,9 @@ class SplitGibbs(InverseMethod):
     def _levels(self, sigma_y: float) -> list[float]:
         """The rho of every step."""
         last = min(0.3 * sigma_y, self.rho_start) if self.rho is None else self.rho
-        fall = (self.rho_start - last) / max(self.anneal, 1)
-        return [self.rho_start - fall * i for i in range(self.anneal)] + [last] * self.steps
+        start, end = self.rho_start ** (1 / 3), last ** (1 / 3)
+        fall = (start - end) / max(self.anneal, 1)
+        return [(start - fall * i) ** 3 for i in range(self.anneal)] + [last] * self.steps
 
     def _fit(self, problem: Problem, x: Tensor, y: Tensor, rho: float) -> Tensor:
         """`log N(y; A x, sigma_y^2 I + rho^2 A A')` `(k, b)` but for a number that is the same for all x."""
