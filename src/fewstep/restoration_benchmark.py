@@ -102,7 +102,7 @@ def figure(seen: dict[str, dict[str, Tensor]]) -> bytes | None:
     if not seen:
         return None
     titles = list(next(iter(seen.values())))
-    picture = Figure(figsize=(1.05 * len(titles), 1.2 * len(seen) + 0.2), layout="constrained")
+    picture = Figure(figsize=(1.05 * len(titles) + 1.8, 1.05 * len(seen) + 0.3), layout="constrained")
     FigureCanvasAgg(picture)
     widest = max(images["deviation"].max().item() for images in seen.values()) or 1.0
     for axes, (method, images) in zip(
