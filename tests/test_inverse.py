@@ -27,7 +27,7 @@ from fewstep.inverse import (
     NullSpace,
     SplitGibbs,
 )
-from fewstep.inverse.base import Problem
+from fewstep.inverse.base import Problem, _put_together
 from fewstep.inverse.guidance import gradient_through_draws, shift_of_draws
 from fewstep.metrics import IntervalCoverage, SlicedWasserstein
 from fewstep.models import MeanFlow, MixturePosterior, PosteriorFlow
@@ -461,6 +461,25 @@ def test_split_gibbs_takes_its_rho_from_the_noise():
     with pytest.warns(DegeneracyWarning, match="take a smaller rho"):
         coarse = SplitGibbs(noise=noise, rho=0.1)(MODEL, whole, y, 31, generator(2))
     assert IntervalCoverage()(coarse.x, x_0)["coverage_90"] > 0.97
+
+
+def test_equal_samples_count_once():
+    """Four samples of equal weight, two of them one and the same: three different ones of weights 1/2, 1/4, 1/4."""
+    x = doubles(1, 2, 1, 3)[:, None, None].expand(4, 2, 3).clone()
+    x[:, 1] += normals(4, 3, seed=0)  # in the second problem all differ
+    found = _put_together(x, torch.full((4, 2), 0.25).double().log())
+    assert_close(particles.effective_sample_size(found), doubles(1 / (1 / 4 + 2 / 16), 4))
+    assert_close(found.exp().sum(0), doubles(1, 1))
+
+
+def test_a_collapse_to_one_ancestor_is_told():
+    """Resampled to copies of one particle, the samples have equal weights and are one."""
+    sharp = NestedSMC(noise=Gaussian(sigma=0.002), steps=2, draws=4, anneal=0.0)
+    with pytest.warns(DegeneracyWarning, match="one sample carries"):
+        found = sharp(MODEL, A, Y, 20, generator(0))
+    assert len(found.x[:, 0].unique(dim=0)) == 1
+    assert found.ess.item() == pytest.approx(1)
+    assert particles.effective_sample_size(found.log_w).item() == pytest.approx(20)  # the weights alone do not tell
 
 
 def test_degeneracy_is_told():

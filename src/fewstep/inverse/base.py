@@ -36,8 +36,9 @@ class PosteriorSamples:
     """Samples of `p(x_0 | y)`: `x` `(k, b, *item_shape)` with log-weights `log_w` `(k, b)` that sum to 1 (to 0 where no sample
     can explain y).
 
-    `ess` `(b,)` is the effective sample size; `log_z` `(b,)` the log-evidence `log p(y)` where the method estimates it;
-    `nfe` the network evaluations for each sample; `notes` what went wrong, in plain words.
+    `ess` `(b,)` is the effective sample size, of weighted samples that are equal counted as one; `log_z` `(b,)` the
+    log-evidence `log p(y)` where the method estimates it; `nfe` the network evaluations for each sample; `notes` what went
+    wrong, in plain words.
     """
 
     x: Tensor
@@ -198,21 +199,23 @@ class InverseMethod(ABC):
                 for i, (group, source) in enumerate(zip(groups, sources, strict=True))
             ]
         shapes = [(num_samples, len(group)) for group in groups]
-        x = [one.x.reshape(*shape, *model.item_shape) for one, shape in zip(found, shapes, strict=True)]
+        parts = [one.x.reshape(*shape, *model.item_shape) for one, shape in zip(found, shapes, strict=True)]
         weights = [
             one.log_w if one.log_w is not None else y.new_zeros(shape) for one, shape in zip(found, shapes, strict=True)
         ]
         evidence = [one.log_z for one in found if one.log_z is not None]
         log_w = torch.cat(weights, dim=1).double()
         log_w = log_w - torch.where(log_w.isneginf().all(0), 0.0, log_w.logsumexp(0))
-        ess = effective_sample_size(log_w)
+        x = torch.cat(parts, dim=1)
+        different = _put_together(x, log_w) if found[0].log_w is not None else log_w
+        ess = effective_sample_size(different)
         many = sum(int(one.bad.sum()) for one in found if one.bad is not None)
         said = [f"in {many} of {len(y)} problems {found[0].complaint}"] if many else []
-        notes = tuple(f"{name}: {note}" for note in (*said, *_degenerate(log_w, ess, self.remedy)))
+        notes = tuple(f"{name}: {note}" for note in (*said, *_degenerate(different, ess, self.remedy)))
         for note in notes:
             warnings.warn(note, DegeneracyWarning, stacklevel=2)
         return PosteriorSamples(
-            x=torch.cat(x, dim=1),
+            x=x,
             log_w=log_w,
             ess=ess,
             log_z=torch.cat(evidence) if evidence else None,
@@ -264,6 +267,18 @@ def check_count(name: str, value: int, least: int = 1) -> None:
     """`UserError` unless the value is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} counts from {least} up, not {value!r}")
+
+
+def _put_together(x: Tensor, log_w: Tensor) -> Tensor:
+    """Log-weights `(k, b)` of different samples: those of equal ones are put together, the places that are left are empty.
+
+    Resampling makes weights equal and samples too: weights alone do not tell that few are left.
+    """
+    different = torch.zeros_like(log_w)
+    for problem in range(x.shape[1]):
+        place = x[:, problem].flatten(1).unique(dim=0, return_inverse=True)[1].to(log_w.device)
+        different[:, problem].index_add_(0, place, log_w[:, problem].exp())
+    return different.log()
 
 
 def _degenerate(log_w: Tensor, ess: Tensor, remedy: str) -> list[str]:
