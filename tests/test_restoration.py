@@ -12,7 +12,7 @@ from PIL import Image
 from fewstep import inverse, operators
 from fewstep.cli import main
 from fewstep.cli._expression import build, concrete
-from fewstep.cli.restore import METHODS, OPERATORS
+from fewstep.cli.restore import METHODS, OPERATORS, _picture_name
 from fewstep.draws import item_generators
 from fewstep.errors import UserError
 from fewstep.inverse import DecoupledSIR, NestedSMC, SplitGibbs
@@ -169,6 +169,17 @@ def test_coverage_looks_at_what_was_not_seen_and_varies():
     jittered = flat + 0.02 * torch.rand(31, 600, 2, generator=generator(2))
     assert abs(covered(jittered, flat, torch.tensor([True, True]), 1 / 8)["coverage_90"] - 0.9) < 0.02
     assert covered(jittered, flat, torch.tensor([True, True]), None)["coverage_90"] < 0.1
+
+
+def test_pictures_of_different_tasks_have_different_names():
+    """Though their calls are long and differ in signs or at their ends."""
+    long = "Inpainting(mask=TensorMask(observed=(" + "True, " * 40
+    names: list[str] = []
+    for task in ("blur", "Blur()", f"{long}True)))", f"{long}False)))"):
+        names.append(_picture_name(task, 0.1, names))
+    assert names[:2] == ["blur-sigma-0.1.png", "blur-sigma-0.1-2.png"]
+    assert len(set(names)) == 4
+    assert max(len(name) for name in names) < 120
 
 
 def test_structural_similarity_by_hand():

@@ -181,7 +181,7 @@ def _benchmark(flags: Flags, run: Run) -> int:
     rows, out, written = found.rows, flags.out or flags.run / "restoration", ["restoration-benchmark.json"]
     for (task, sigma), seen in found.seen.items():
         if image := figure(seen):
-            written.append(f"{re.sub('[^a-z0-9]+', '-', task.lower()).strip('-')}-sigma-{sigma:g}.png")
+            written.append(_picture_name(task, sigma, written))
             write_file(out / written[-1], image)
     result = run.about | {"seed": flags.seed, "operators": {k: repr(v) for k, v in tasks.items()}, "rows": rows}
     write_file(out / "restoration-benchmark.json", json.dumps(result, indent=1))
@@ -192,6 +192,13 @@ def _benchmark(flags: Flags, run: Run) -> int:
             console.print(f"{row['task']}, sigma {row['sigma']:g}: {note}", highlight=False)
     sys.stdout.write(f"written to {out}: {', '.join(written)}\n")
     return 0
+
+
+def _picture_name(task: str, sigma: float, taken: list[str]) -> str:
+    """A file name of a task, which may be a Python call of any length; one that is not taken."""
+    stem = f"{re.sub('[^a-z0-9.]+', '-', task.lower()).strip('-')[:80]}-sigma-{sigma:g}"
+    numbered = (f"{stem}-{i}.png" for i in range(2, len(taken) + 3))
+    return next(name for name in (f"{stem}.png", *numbered) if name not in taken)
 
 
 def table(result: dict, operator: str, method: str) -> tuple[str, list[str], list[list[str]]]:
