@@ -32,9 +32,9 @@ class EnergyScoreObjective(Objective):
     - `peers`: as in `STMD`, the mean of `||W_i - w_j||^p` over the items j of the batch, each weighted by the
       probability that it made `x_tau`, in place of the one w: the same mean, less variance.
     - `mean_weight`: `mean_weight alpha_tau^2` times the same rule with p = 2 is added. In the mean that is
-      `||E W - E[w | x_tau]||^2` and no more: it sees the mean of the draws alone, and not through the `1 / ||.||` by which
-      p < 2 trusts near pairs more than far ones, so that a law that is not matched yet has no skewed mean. `alpha_tau^2`
-      leaves it out where a bias is forgotten in the steps to come.
+      `||E W - E[w | x_tau]||^2` and the variance of w, which no draw changes: it sees the mean of the draws alone, and not
+      through the `1 / ||.||` by which p < 2 trusts near pairs more than far ones, so that a law that is not matched yet has no
+      skewed mean. `alpha_tau^2` leaves it out where a bias is forgotten in the steps to come.
 
     Raises `UserError` where p, m or the share is out of range. The score is in units of the scaled data, to the power p, and
     grows as `d^(p/2)`, where the squared error of a Mean Flow grows as d.
