@@ -27,14 +27,15 @@ from fewstep.inverse import (
     NullSpace,
     SplitGibbs,
 )
-from fewstep.inverse.base import Problem, _put_together
-from fewstep.inverse.guidance import gradient_through_draws, shift_of_draws
+from fewstep.inverse.base import Problem
 from fewstep.metrics import IntervalCoverage, SlicedWasserstein
 from fewstep.models import MeanFlow, MixturePosterior, PosteriorFlow
 from fewstep.models.base import PosteriorModel
 from fewstep.operators import Gaussian, HDRClip, Inpainting, Matrix, NoNoise, Poisson, TensorMask
 from fewstep.posterior import DiracPosterior
 from fewstep.scaling import GaussianScaling, IdentityScaling
+from fewstep.steering.samples import _put_together
+from fewstep.steering.value import gradient_through_draws, shift_of_draws
 from problems import SCHEDULE, TINY_MLP, doubles, generator, generators, normals, randomise, seeded, t2, tau_of
 from stats import accepts, rejects, z_tests
 
@@ -211,7 +212,7 @@ def test_the_gradient_from_draws(draws):
     problem = problem_of(MODEL)
     x_0 = problem.draw(x_tau.expand(2000, 2), tau, draws)
     scale = SCHEDULE.alpha(tau) / SCHEDULE.sigma(tau) ** 2
-    found = scale * shift_of_draws(x_0, problem.log_likelihood(x_0))
+    found = scale * shift_of_draws(x_0, problem.log_potential(x_0))
     bias, rmse = (found.mean(0) - exact).abs().max(), (found - exact).square().sum(1).mean().sqrt()
     assert bias < (0.03 if draws == 64 else 0.1)
     assert rmse < (0.4 if draws == 64 else 0.9)
@@ -235,7 +236,7 @@ def test_the_gradient_through_draws_is_a_central_difference():
 
     def value(at):
         with torch.no_grad():
-            return particles.log_mean_exp(problem.log_likelihood(problem.push(at, tau, z)))
+            return particles.log_mean_exp(problem.log_potential(problem.push(at, tau, z)))
 
     found = gradient_through_draws(problem, x, tau, z)
     for i in range(2):

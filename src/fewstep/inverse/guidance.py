@@ -1,9 +1,7 @@
 """Guidance: pull the draws along `grad log p(y | x_tau)`, estimated from the mean (DPS) or from draws (look-ahead).
 
-By Tweedie's formula a gradient g of `log p(y | x_tau)` moves the posterior's mean by `(sigma^2 / alpha) g`. From draws
-`x_0^k ~ q(x_0 | x_tau)` with weights `w_k ~ p(y | x_0^k)`, without a derivative of the network,
-`g = (alpha / sigma^2) (sum_k w_k x_0^k - mean_k x_0^k)`; or with one, through `x_0^k = f(z_k, x_tau)`,
-`g = grad logmeanexp_k log p(y | x_0^k)`. Both are consistent as K grows; the plug-in of the mean is not.
+By Tweedie's formula a gradient of `log p(y | x_tau)` moves the posterior's mean by `sigma^2 / alpha` times itself. The gradients
+are those of `steering/value.py`, with the log-likelihood as g: consistent as the draws grow; the plug-in of the mean is not.
 """
 
 from dataclasses import dataclass
@@ -13,27 +11,12 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
-from fewstep.particles import finite, log_mean_exp
+from fewstep.inverse.base import InverseMethod, Problem
 from fewstep.shapes import flat
+from fewstep.steering.samples import Drawn
+from fewstep.steering.target import Steps, check_count
+from fewstep.steering.value import gradient_through_draws, shift_of_draws
 from fewstep.times import Grid, UniformGrid
-
-
-def shift_of_draws(x_0: Tensor, log_likelihood: Tensor) -> Tensor:
-    """`(sigma^2 / alpha) g` without a derivative: the weighted mean less the mean of draws `(K, rows, ...)`, `(rows, ...)`."""
-    weights = finite(log_likelihood).softmax(0).to(x_0)
-    return (weights.reshape(*weights.shape, *[1] * (x_0.ndim - 2)) * x_0).sum(0) - x_0.mean(0)
-
-
-def gradient_through_draws(problem: Problem, x_tau: Tensor, tau: Tensor, z: Tensor) -> Tensor:
-    """`g = grad logmeanexp_k log p(y | f(z_k, x_tau))` `(rows, ...)` for noise `(K, rows, ...)`.
-
-    Raises `UserError` where draws are no function of Gaussian noise.
-    """
-    with torch.enable_grad():
-        at = x_tau.detach().requires_grad_()
-        value = log_mean_exp(problem.log_likelihood(problem.push(at, tau, z)))
-        return torch.autograd.grad(value.sum(), at)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +61,7 @@ class LookAhead(InverseMethod):
                 drawn, shift = problem.push(x, tau, z[:1]), scale * gradient_through_draws(problem, x, tau, z)
             else:
                 drawn = problem.draw(x, tau, self.draws)
-                shift = shift_of_draws(drawn, problem.log_likelihood(drawn))
+                shift = shift_of_draws(drawn, problem.log_potential(drawn))
             x_0 = drawn[0] + self.strength * shift
             if s > 0:
                 x = problem.step(x_0, x, s, tau)
@@ -122,6 +105,6 @@ class DPS(InverseMethod):
         """The mean, and the gradient of the distance `||y - A(mean)||` in the state."""
         with torch.enable_grad():
             at = x.detach().requires_grad_()
-            mean = problem.model(at.to(problem.model.like), tau).mean(generator=problem.source(len(x))).to(x)
+            mean = problem.mean(at, tau)
             distance = flat(problem.rows_of_y(len(x)) - problem.operator.A(mean)).norm(dim=1)
             return mean.detach(), torch.autograd.grad(distance.sum(), at)[0]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fewstep.draws import uniform
 from fewstep.errors import UserError
-from fewstep.inverse.base import Problem, check_count
 from fewstep.shapes import flat, per_item
+from fewstep.steering.target import Target, check_count
 
 Value = Callable[[Tensor], tuple[Tensor, Tensor]]
 """z `(rows, ...)` -> the draw that it becomes, and its log-likelihood `(rows,)`."""
@@ -32,7 +32,7 @@ class LatentChain(ABC):
         if not 0 < self.size <= 1:
             raise UserError(f"a chain has a size in (0, 1], not {self.size}")
 
-    def run(self, problem: Problem, value: Value, z: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, problem: Target, value: Value, z: Tensor) -> tuple[Tensor, Tensor]:
         """The draw `(rows, ...)` at the end of the chain from z, and the share of its proposals that were accepted `(rows,)`."""
         x_0, log_p = value(z)
         accepted = torch.zeros_like(log_p)
@@ -47,7 +47,7 @@ class LatentChain(ABC):
         return x_0, accepted / self.length
 
     @abstractmethod
-    def propose(self, problem: Problem, value: Value, z: Tensor) -> tuple[Tensor, Tensor]:
+    def propose(self, problem: Target, value: Value, z: Tensor) -> tuple[Tensor, Tensor]:
         """Another z, and the log of the ratio of its density under N(0, I) and of the proposals there and back."""
 
 
@@ -55,7 +55,7 @@ class LatentChain(ABC):
 class PCN(LatentChain):
     """`z' = sqrt(1 - size^2) z + size xi`, which keeps N(0, I) by itself: the likelihood alone decides (Cotter et al. 2013)."""
 
-    def propose(self, problem: Problem, value: Value, z: Tensor) -> tuple[Tensor, Tensor]:
+    def propose(self, problem: Target, value: Value, z: Tensor) -> tuple[Tensor, Tensor]:
         return (1 - self.size**2) ** 0.5 * z + self.size * problem.normal(z), z.new_zeros(len(z))
 
 
@@ -63,7 +63,7 @@ class PCN(LatentChain):
 class MALA(LatentChain):
     """`z' = z + size^2 / 2 grad log pi(z) + size xi`, `pi = N(z; 0, I) p(y | f(z))` (Roberts and Tweedie 1996)."""
 
-    def propose(self, problem: Problem, value: Value, z: Tensor) -> tuple[Tensor, Tensor]:
+    def propose(self, problem: Target, value: Value, z: Tensor) -> tuple[Tensor, Tensor]:
         there = z + 0.5 * self.size**2 * self._gradient(value, z)
         proposal = there + self.size * problem.normal(z)
         back = proposal + 0.5 * self.size**2 * self._gradient(value, proposal)

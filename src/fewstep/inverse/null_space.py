@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
+from fewstep.inverse.base import InverseMethod, Problem
 from fewstep.operators import Gaussian, NoNoise
+from fewstep.steering.samples import Drawn
+from fewstep.steering.target import Steps, check_count
 from fewstep.times import Grid, UniformGrid
 
 

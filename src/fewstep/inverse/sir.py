@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from fewstep import transition
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count
+from fewstep.inverse.base import InverseMethod, Problem
 from fewstep.inverse.latent import LatentChain
 from fewstep.particles import choose, take
+from fewstep.steering.samples import Drawn
+from fewstep.steering.target import Steps, check_count
 from fewstep.times import Grid, UniformGrid
 
 
@@ -63,7 +65,7 @@ class DecoupledSIR(InverseMethod):
     def _choose(self, problem: Problem, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         """A draw of each row by its likelihood, and in which rows few of the draws carry the weight."""
         drawn = problem.draw(x, tau, self.draws)
-        log_p = problem.log_likelihood(drawn).double()
+        log_p = problem.log_potential(drawn).double()
         few = (log_p.softmax(0).amax(0) > 0.5) | log_p.isneginf().all(0)
         return take(drawn, choose(log_p, problem.source(len(x))))[0], few
 
@@ -71,12 +73,12 @@ class DecoupledSIR(InverseMethod):
         """The end of a chain that starts at the noise of a draw chosen as in `_choose`, and which chains are stuck or blind."""
         assert self.chain is not None
         z = problem.normal(x, (self.draws,))
-        log_p = problem.log_likelihood(problem.push(x, tau, z))
+        log_p = problem.log_potential(problem.push(x, tau, z))
         z = take(z, choose(log_p, problem.source(len(x))))[0]
 
         def value(z: Tensor) -> tuple[Tensor, Tensor]:
             x_0 = problem.push(x, tau, z[None])
-            return x_0[0], problem.log_likelihood(x_0)[0]
+            return x_0[0], problem.log_potential(x_0)[0]
 
         x_0, accepted = self.chain.run(problem, value, z)
         return x_0, (accepted < 0.05) | ((accepted > 0.97) & (self.chain.length > 10))

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.inverse.base import Drawn, InverseMethod, Problem, Steps, check_count, observed
+from fewstep.inverse.base import InverseMethod, Problem, observed
 from fewstep.operators import Gaussian
 from fewstep.particles import log_mean_exp, reorder, resample
 from fewstep.shapes import flat
+from fewstep.steering.samples import Drawn
+from fewstep.steering.target import Steps, check_count
 
 
 @dataclass(frozen=True, kw_only=True)

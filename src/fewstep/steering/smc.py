@@ -1,0 +1,107 @@
+"""Steering by sequential Monte Carlo (Feynman-Kac): many particles that compete, or a single one that looks ahead."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fewstep.draws import Source
+from fewstep.errors import UserError
+from fewstep.models.base import PosteriorModel
+from fewstep.schedule import Schedule
+from fewstep.steering.base import RewardFunction, SteeringMethod, Tilt
+from fewstep.steering.nested import Particles, Softness, last, nested_smc
+from fewstep.steering.samples import Drawn
+from fewstep.steering.target import Steps, check_count
+from fewstep.times import Grid, UniformGrid
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAheadSteering(SteeringMethod):
+    """What both share: `steps` times tau, at each `draws` draws of x_0, one of them chosen in proportion to `exp(r / T)`.
+
+    The reward counts in full at low noise, and by `1 / (1 + anneal sigma^2)` at deviation sigma: with a low temperature early
+    draws say little of what is to come, and would be followed too eagerly. No anneal changes the target. (The variance left at
+    sigma is about sigma^2 for data of variance 1.)
+    """
+
+    steps: int = 20
+    draws: int = 8
+    anneal: float = 0.0
+    grid: Grid = UniformGrid()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("steps", self.steps)
+        check_count("draws", self.draws)
+        if not 0 <= self.anneal < float("inf"):
+            raise UserError(f"anneal is a finite number from 0 up, not {self.anneal}")
+
+    @property
+    def iterations(self) -> int:
+        return self.steps
+
+    @property
+    def held(self) -> int:
+        return self.draws
+
+    def states(self, target: Tilt, k: int, share: float) -> Iterator[Particles]:
+        """The particles at every time, and in the end their samples."""
+        schedule = target.model.schedule
+        times = self.grid(self.steps, schedule).to(target.like.device)
+        return nested_smc(target, k, times, self.draws, share, _softness(self.anneal, schedule))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SMC(LookAheadSteering):
+    """Nested sequential Monte Carlo (`nested_smc`) with `r / T` as g: the samples are the particles of one population.
+
+    *Consistent*: exact as the samples grow, for any number of draws, and `exp(log_z)` is unbiased. Particles are resampled where
+    their effective number falls below the share `resample`, and keep their weights where it does not.
+    """
+
+    resample: float = 0.5
+
+    together = True
+    remedy = "take more samples or draws, a higher temperature, or an anneal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.resample <= 1:
+            raise UserError(f"resample is a share in [0, 1], not {self.resample}")
+
+    def run(self, target: Tilt, k: int, meter: Steps) -> Drawn:
+        return last(self.states(target, k, self.resample), meter.update)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleParticle(LookAheadSteering):
+    """Every sample is a chain of its own that follows the best of its draws: no population, so one is enough.
+
+    *Heuristic* by itself: too eager or too slow as the draws go, with modes weighed as they were met. With `weighted` the
+    chains carry the weights that correct it, and it is *consistent* as an importance sampler. `walk` gives the states one by
+    one, for interactive use.
+    """
+
+    weighted: bool = False
+
+    @property
+    def weighs(self) -> bool:
+        return self.weighted
+
+    def run(self, target: Tilt, k: int, meter: Steps) -> Drawn:
+        return last(self.states(target, k, 0.0), meter.update)
+
+    def walk(self, model: PosteriorModel, reward: RewardFunction, generator: Source = None) -> Iterator[Particles]:
+        """One chain, state by state: look at `state.drawn` `(draws, 1, ...)`, change what the reward wants, go on.
+
+        The reward is asked anew at every state. The last state's x is the sample.
+        """
+        return self.states(self.target(model, reward, generator), 1, 0.0)
+
+
+def _softness(anneal: float, schedule: Schedule) -> Softness:
+    def softness(tau: Tensor) -> float:
+        return 1 / (1 + anneal * schedule.sigma(tau).item() ** 2)
+
+    return softness
