@@ -64,6 +64,8 @@ class Recipe:
     """Let the decay grow as (1 + k) / (10 + k) over the first updates k, so that the initial weights are forgotten."""
     seed: int = 0
     """Seed of the initial weights and of every draw in training."""
+    start_from: str = ""
+    """Folder of a trained model whose weights training starts from; fresh ones where empty."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or not 0 <= self.ema_decay < 1:

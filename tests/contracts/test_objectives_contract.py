@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import fewstep.objectives
 from fewstep.configuration import from_config, to_config
 from fewstep.draws import Shard
-from fewstep.models import Denoiser
+from fewstep.models import Denoiser, PosteriorFlow
 from fewstep.objectives import (
     STMD,
     ConsistencyTraining,
@@ -19,8 +19,10 @@ from fewstep.objectives import (
     EnergyScoreObjective,
     MeanFlowObjective,
     Objective,
+    RewardGradient,
 )
 from fewstep.pretrained import save_pretrained
+from fewstep.rewards import Linear
 from fewstep.scaling import GaussianScaling
 from fewstep.training.loop import LossModule
 from problems import (
@@ -49,8 +51,18 @@ def taught() -> Distillation:
     return Distillation(teacher=str(folder))
 
 
+def steered() -> RewardGradient:
+    """Fine-tuning to a linear reward, near a small model in general position."""
+    folder = Path(TEACHERS.name) / "reference"
+    if not folder.exists():
+        with seeded(2):
+            network = randomise(TINY_MLP.build((3,), inputs=2, times=3), 2)
+        save_pretrained(PosteriorFlow(network, SCHEDULE, GaussianScaling(), (3,)), folder)
+    return RewardGradient(reward=Linear(slope=(1.0, -2.0, 0.5)), reference=str(folder))
+
+
 OBJECTIVES = members(fewstep.objectives, Objective)
-MADE = {Distillation: taught}  # members that need arguments
+MADE = {Distillation: taught, RewardGradient: steered}  # members that need arguments
 MORE = [STMD(peers=True), EnergyScoreObjective(peers=True)]  # the loss of an item sees the batch
 BATCH = {"x_0": normals(8, 3, seed=0)}
 every_objective = pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""An array file of one's own as data: `.npy`, or `.npz` with `x_0` and, where there are any, `labels`.
+"""An array file of one's own as data: `.npy`, or `.npz` with `x_0` and, where there are any, `labels` and `weights`.
 
 An .npy file begins with a magic string and a header with the type and the shape, so that the shape of an item is known
 without reading the items; an .npz file is a zip archive of such files, one for each array.
@@ -27,7 +27,8 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 class Arrays(Dataset):
     """The items of a file: vectors `x_0` `(n, d)`, floating, or images `(n, c, h, w)`, floating in [-1, 1] or uint8.
 
-    `labels` `(n,)`, integers from 0, come from an .npz only. A share `test_share` of the items (one at least on each
+    `labels` `(n,)`, integers from 0, and `weights` `(n,)`, not negative, in proportion to which items are drawn, come from an
+    .npz only. A share `test_share` of the items (one at least on each
     side), always the same ones, is there to test on. The path is taken as it is; no data root is looked into.
     Raises `UserError` where the file is missing, truncated, of another format, type or rank, holds Python objects, NaN,
     infinity or images out of range, or fewer than two items.
@@ -64,12 +65,14 @@ class Arrays(Dataset):
         with _opened(self._path) as arrays:
             x_0 = arrays["x_0"].read()
             labels = arrays["labels"].read() if "labels" in arrays else None
+            weights = arrays["weights"].read() if "weights" in arrays else None
         examples = TensorExamples(
             name=str(self._path),
             item_shape=x_0.shape[1:],
             x_0=torch.from_numpy(x_0),
             labels=None if labels is None else torch.from_numpy(labels),
             num_classes=0 if labels is None else _count(labels),
+            weights=None if weights is None else torch.from_numpy(weights),
         )
         return examples.split(held_out(str(self._path), len(x_0), self.test_share))
 
@@ -86,11 +89,11 @@ class _Stored:
     shape: tuple[int, ...]
 
     def read(self) -> np.ndarray:
-        """The numbers as float32, uint8 (pixels) or int64 (labels)."""
+        """The numbers as float32, uint8 (pixels), int64 (labels) or float64 (weights)."""
         self.stream.seek(0)
         array = np.lib.format.read_array(self.stream, allow_pickle=False)
         if len(self.shape) == 1:
-            return array.astype(np.int64)
+            return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         with np.errstate(over="ignore"):  # infinity is reported with its index later
             return np.ascontiguousarray(array, np.uint8 if array.dtype == np.uint8 else np.float32)
 
@@ -121,8 +124,10 @@ def _opened(path: Path) -> Iterator[dict[str, _Stored]]:
 def _members(archive: zipfile.ZipFile) -> dict[str, _Stored]:
     names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     if "x_0" not in names:
-        raise UserError(f"holds {', '.join(names) or 'nothing'}, expected x_0 and perhaps labels: rename the arrays")
-    infos = {name: archive.getinfo(f"{name}.npy") for name in ("x_0", "labels") if name in names}
+        raise UserError(
+            f"holds {', '.join(names) or 'nothing'}, expected x_0 and perhaps labels and weights: rename the arrays"
+        )
+    infos = {name: archive.getinfo(f"{name}.npy") for name in ("x_0", "labels", "weights") if name in names}
     return {
         name: _stored(name, cast(BufferedIOBase, archive.open(info)), info.file_size) for name, info in infos.items()
     }
@@ -154,6 +159,10 @@ def _check_kind(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if name == "labels":
         if dtype.kind not in "iu" or len(shape) != 1:
             raise UserError(f"labels are {dtype} of shape {shape}, expected integers (n,): convert them")
+        return
+    if name == "weights":
+        if dtype.kind != "f" or len(shape) != 1:
+            raise UserError(f"weights are {dtype} of shape {shape}, expected floating numbers (n,): convert them")
         return
     if len(shape) not in (2, 4):
         raise UserError(f"x_0 has shape {shape}, expected vectors (n, d) or images (n, c, h, w): reshape it")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.draws import Source, integers
+from fewstep.draws import Source, integers, uniform
 from fewstep.errors import UserError
 from fewstep.files import cache_folder
 
@@ -77,8 +77,9 @@ class TensorExamples(Examples):
 
     `x_0` `(n, *item_shape)` is floating, images in [-1, 1], or uint8, read as `x / 127.5 - 1`; `labels` `(n,)` are
     integers in `0 .. num_classes - 1`; `name` is what messages call the data; `levels` is the number of grey levels of
-    floating images that have few. Raises `UserError` where there is no
-    item, an item is not of `item_shape`, holds NaN or infinity or leaves the range, or where the labels do not fit.
+    floating images that have few; `weights` `(n,)`, where there are any, are in proportion to the chance of each item.
+    Raises `UserError` where there is no item, an item is not of `item_shape`, holds NaN or infinity or leaves the range, or
+    where labels or weights do not fit.
     """
 
     name: str
@@ -87,6 +88,7 @@ class TensorExamples(Examples):
     labels: Tensor | None = None
     num_classes: int = 0
     levels: int | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_shape(self.name, tuple(self.x_0.shape), self.item_shape)
@@ -97,6 +99,9 @@ class TensorExamples(Examples):
         if self.labels is not None:
             _check_labels(self.name, self.labels, len(self.x_0), self.num_classes)
             object.__setattr__(self, "labels", self.labels.long())
+        if self.weights is not None:
+            _check_weights(self.name, self.weights, len(self.x_0))
+            object.__setattr__(self, "weights", self.weights.double())
 
     @property
     def size(self) -> int:
@@ -108,12 +113,26 @@ class TensorExamples(Examples):
         return None if levels is None else 2 / (levels - 1)
 
     def batch(self, n: int, generator: Source) -> dict[str, Tensor]:
-        return self._at(integers(self.size, (n,), generator))
+        if self.weights is None:
+            return self._at(integers(self.size, (n,), generator))
+        return self._at(self._by_weight(uniform((n,), generator, like=self.weights)))
 
     def take(self, n: int, seed: int = 0) -> dict[str, Tensor]:
+        """As for every set; of weighted items, in proportion to the weights and so, where these are large, more than once."""
         if not 1 <= n <= self.size:
             raise UserError(f"{self.name}: {n} examples asked for, there are {self.size}: ask for 1 to {self.size}")
-        return self._at(torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))[:n])
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(self.size, generator=generator)[:n]
+        if self.weights is None:
+            return self._at(order)
+        spread = torch.rand((), dtype=torch.float64, generator=generator) + torch.randperm(n, generator=generator)
+        return self._at(self._by_weight(spread / n))
+
+    def _by_weight(self, u: Tensor) -> Tensor:
+        """The items at the shares u `(n,)` in [0, 1) of the sum of the weights."""
+        assert self.weights is not None
+        cumulative = self.weights.cumsum(0)
+        return torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp_(max=self.size - 1)
 
     def split(self, num_test: int) -> tuple["TensorExamples", "TensorExamples"]:
         """The examples to train on and the `num_test` ones to test on, always the same ones."""
@@ -128,6 +147,7 @@ class TensorExamples(Examples):
             labels=None if self.labels is None else self.labels[index],
             num_classes=self.num_classes,
             levels=self.levels,
+            weights=None if self.weights is None else self.weights[index],
         )
 
     def _at(self, index: Tensor) -> dict[str, Tensor]:
@@ -244,3 +264,12 @@ def _check_labels(name: str, labels: Tensor, n: int, num_classes: int) -> None:
             f"{name}: labels in {low} .. {high}, expected below num_classes = {num_classes}: number the classes from 0, "
             f"or give num_classes = {high + 1}"
         )
+
+
+def _check_weights(name: str, weights: Tensor, n: int) -> None:
+    if weights.shape != (n,) or not weights.is_floating_point():
+        raise UserError(
+            f"{name}: weights {weights.dtype} of shape {tuple(weights.shape)} for {n} items: give one number for each"
+        )
+    if not (weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0):
+        raise UserError(f"{name}: weights are finite, not negative and not all 0: mend them, or leave items out")

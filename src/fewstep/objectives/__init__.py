@@ -7,6 +7,7 @@ from fewstep.objectives.distillation import Distillation
 from fewstep.objectives.energy_score import EnergyScoreObjective
 from fewstep.objectives.learned_weight import LearnedWeight
 from fewstep.objectives.mean_flow import MeanFlowObjective
+from fewstep.objectives.reward_gradient import RewardGradient
 from fewstep.objectives.semigroup import Semigroup
 from fewstep.objectives.stages import Stages
 from fewstep.objectives.stmd import STMD
@@ -23,6 +24,7 @@ __all__ = [
     "Loss",
     "MeanFlowObjective",
     "Objective",
+    "RewardGradient",
     "Semigroup",
     "Stages",
     "WeightedSum",

@@ -1,7 +1,7 @@
 """What every steering method is: a posterior model and a reward in, samples of `p(x_0) exp(r(x_0) / T) / Z` out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -149,6 +149,8 @@ class SteeringMethod(ABC):
         """`num_samples` samples. `reward` maps items `(batch, ...)`, or what `decode` makes of them, to `(batch,)`."""
         name = type(self).__name__
         check_count("num_samples", num_samples)
+        if isinstance(generator, Sequence):
+            raise UserError(f"the samples of {name} share their randomness: give one generator")
         if not has_posterior(model):
             raise UserError(f"{name} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none")
         sizes = [1] if self.together else _groups(num_samples, max(1, self.max_batch // self.held))
@@ -239,5 +241,8 @@ def _groups(n: int, size: int) -> list[int]:
 def _joined(parts: list[Drawn]) -> Drawn:
     """Chains of one particle each as the particles of one law."""
     x = torch.cat([part.x for part in parts])
-    log_w = torch.cat([part.log_w.flatten() for part in parts if part.log_w is not None])[:, None]
-    return Drawn(x=x, log_w=log_w, log_z=log_mean_exp(log_w)) if len(log_w) else Drawn(x=x)
+    weights = [part.log_w.flatten() for part in parts if part.log_w is not None]
+    if not weights:
+        return Drawn(x=x)
+    log_w = torch.cat(weights)[:, None]
+    return Drawn(x=x, log_w=log_w, log_z=log_mean_exp(log_w))

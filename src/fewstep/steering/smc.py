@@ -5,29 +5,30 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewstep.draws import Source
+from fewstep.draws import Source, normal
 from fewstep.errors import UserError
 from fewstep.models.base import PosteriorModel
-from fewstep.schedule import Schedule
 from fewstep.steering.base import RewardFunction, SteeringMethod, Tilt
-from fewstep.steering.nested import Particles, Softness, last, nested_smc
+from fewstep.steering.nested import Particles, last, nested_smc
 from fewstep.steering.samples import Drawn
 from fewstep.steering.target import Steps, check_count
 from fewstep.times import Grid, UniformGrid
+
+PROBES = 64  # samples that measure how sharp a reward is
 
 
 @dataclass(frozen=True, kw_only=True)
 class LookAheadSteering(SteeringMethod):
     """What both share: `steps` times tau, at each `draws` draws of x_0, one of them chosen in proportion to `exp(r / T)`.
 
-    The reward counts in full at low noise, and by `1 / (1 + anneal sigma^2)` at deviation sigma: with a low temperature early
-    draws say little of what is to come, and would be followed too eagerly. No anneal changes the target. (The variance left at
-    sigma is about sigma^2 for data of variance 1.)
+    The reward counts in full at low noise, and by `1 / (1 + anneal sigma^2 d)` at deviation sigma, d the deviation of `r / T`
+    among 64 one-step samples of the model: where the reward is sharp, early draws say little of what is to come and would be
+    followed too eagerly, at the price of very uneven weights. No anneal changes the target.
     """
 
     steps: int = 20
     draws: int = 8
-    anneal: float = 0.0
+    anneal: float = 1.0
     grid: Grid = UniformGrid()
 
     def __post_init__(self) -> None:
@@ -49,7 +50,14 @@ class LookAheadSteering(SteeringMethod):
         """The particles at every time, and in the end their samples."""
         schedule = target.model.schedule
         times = self.grid(self.steps, schedule).to(target.like.device)
-        return nested_smc(target, k, times, self.draws, share, _softness(self.anneal, schedule))
+        x = normal((PROBES, *target.model.item_shape), target.generator, like=target.like)
+        g = target.log_potential(target.draw(x, times[0], 1))[0]
+        deviation = g[g.isfinite()].std().item() if g.isfinite().sum() > 1 else 1.0
+
+        def softness(tau: Tensor) -> float:
+            return 1 / (1 + self.anneal * schedule.sigma(tau).item() ** 2 * deviation)
+
+        return nested_smc(target, k, times, self.draws, share, softness)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +106,3 @@ class SingleParticle(LookAheadSteering):
         The reward is asked anew at every state. The last state's x is the sample.
         """
         return self.states(self.target(model, reward, generator), 1, 0.0)
-
-
-def _softness(anneal: float, schedule: Schedule) -> Softness:
-    def softness(tau: Tensor) -> float:
-        return 1 / (1 + anneal * schedule.sigma(tau).item() ** 2)
-
-    return softness

@@ -19,18 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fewstep.configuration import to_config
+from fewstep.configuration import differences, to_config
 from fewstep.draws import Shard, Source
 from fewstep.errors import UserError
 from fewstep.files import PARTIAL, parse_json, remove_partial, write_file
 from fewstep.models.base import Model
 from fewstep.objectives.base import Batch, Objective
-from fewstep.pretrained import newest_checkpoint
+from fewstep.pretrained import load, newest_checkpoint
 from fewstep.progress import Meter, peak_memory
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.training.checkpoint import TrainingState, check_recipe, restore_checkpoint, save_checkpoint
 from fewstep.training.log import Averages, Log
 
+PREPARED = "finetuning"  # a folder for what a run needs and that is there before it
 PATIENCE = 10  # non-finite steps in a row before training stops
 
 
@@ -108,7 +109,10 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
     accelerator.wait_for_everyone()
     torch.manual_seed(recipe.seed)
     model = recipe.model.build(recipe.dataset.item_shape)
-    model.fit(examples.up_to(10_000)["x_0"])
+    if recipe.start_from:
+        _copy_weights(recipe, model)
+    else:
+        model.fit(examples.up_to(10_000)["x_0"])
     losses = LossModule(model, recipe.objective, options.precision)
     optimiser = make_optimiser(losses, recipe.optimiser)
     module, wrapped = accelerator.prepare(losses, optimiser)
@@ -162,7 +166,14 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
     quiet = options.quiet or not main
     with _interruptible() as interrupted, Meter(recipe.name, recipe.steps, state.step, quiet=quiet) as meter:
         while state.step < recipe.steps:
-            finite, values, raw, logs = step()
+            start_of_step = generator.get_state()
+            try:
+                finite, values, raw, logs = step()
+            except UserError:  # of somebody's reward or teacher: what was learnt is kept
+                if state.step and saved_at != state.step and not in_a_row and count == 1:
+                    generator.set_state(start_of_step)
+                    save()
+                raise
             state.step += 1
             state.seconds = before + time.monotonic() - start
             in_a_row = 0 if finite else in_a_row + 1
@@ -246,7 +257,9 @@ def _check_folder(recipe: Recipe, options: TrainingOptions) -> None:
     stored = options.out / "recipe.json"
     newest = newest_checkpoint(options.out)
     others = (
-        [path for path in options.out.iterdir() if path.name != PARTIAL + stored.name] if options.out.exists() else []
+        [path for path in options.out.iterdir() if path.name not in (PARTIAL + stored.name, PREPARED)]
+        if options.out.exists()
+        else []
     )
     record = parse_json(stored.read_bytes(), stored) if stored.exists() else {}
     if others and record.get("class") != f"{Recipe.__module__}.{Recipe.__qualname__}":
@@ -257,6 +270,18 @@ def _check_folder(recipe: Recipe, options: TrainingOptions) -> None:
         )
     if options.resume and record:
         check_recipe(record, recipe, stored)
+
+
+def _copy_weights(recipe: Recipe, model: Model) -> None:
+    """Those of the trained model that the recipe starts from. `UserError` where it is another one."""
+    trained = load(recipe.start_from)
+    found, expected = to_config(trained.config), to_config(model.config)
+    if found != expected or trained.item_shape != model.item_shape:
+        more = "; ".join(differences(found, expected)[:3]) or f"items {trained.item_shape} -> {model.item_shape}"
+        raise UserError(
+            f"{recipe.start_from} holds another model than the recipe's ({more}): start from one of its kind"
+        )
+    model.load_state_dict(trained.state_dict())
 
 
 def _prepare_folder(recipe: Recipe, options: TrainingOptions) -> None:
