@@ -34,7 +34,7 @@ from fewstep.models.base import PosteriorModel
 from fewstep.operators import Gaussian, HDRClip, Inpainting, Matrix, NoNoise, Poisson, TensorMask
 from fewstep.posterior import DiracPosterior
 from fewstep.scaling import GaussianScaling, IdentityScaling
-from fewstep.steering.samples import _put_together
+from fewstep.steering.samples import _equal, _put_together
 from fewstep.steering.value import gradient_through_draws, shift_of_draws
 from problems import SCHEDULE, TINY_MLP, doubles, generator, generators, normals, randomise, seeded, t2, tau_of
 from stats import accepts, rejects, z_tests
@@ -141,6 +141,58 @@ def test_weighed_split_gibbs_is_exact_at_any_rho(rho):
     assert_close(alone.log_w, torch.full((2000, 1), -math.log(2000)).double())
 
 
+def test_split_gibbs_weighs_modes_by_default():
+    """Down to rho = .25, and then they are drawn anew; without weights, or where those are dropped, the modes are wrong."""
+    method = SplitGibbs(noise=NOISE)
+    found = samples(method, 4000)
+    assert total_variation(found.x[:, 0]) < 0.12
+    assert sliced(found.x[:, 0]) < 0.3
+    assert particles.effective_sample_size(found.log_w).item() == pytest.approx(4000)
+    alone = samples(replace(method, weigh_above=None), 4000).x[:, 0]
+    assert total_variation(alone) > 0.2
+
+
+def test_split_gibbs_goes_on_exactly_where_it_weighs_to_the_end():
+    """Its last rho above `weigh_above`, as with `weigh_above = 0`; and it knows the evidence."""
+    ends = [samples(SplitGibbs(noise=NOISE, rho=0.5, weigh_above=w), 2000) for w in (0.0, 0.25)]
+    assert torch.equal(ends[0].x, ends[1].x)
+    assert_close(ends[0].log_z, ends[1].log_z)
+    assert samples(SplitGibbs(noise=NOISE, rho=0.2)).log_z is None
+
+
+def test_resampling_on_the_way_steadies_the_evidence():
+    """Many levels and few samples: weights that are only carried scatter more."""
+    method = SplitGibbs(noise=Gaussian(sigma=0.05), rho=0.015, anneal=30, steps=1, weigh_above=0.0, max_batch=10**6)
+    steady, carried = (
+        samples(replace(method, resample=share), 16, Y.expand(600, 1)).log_z.std() for share in (0.5, 0.0)
+    )
+    assert carried > 1.1 * steady
+
+
+def test_families_of_split_gibbs_are_told():
+    """Of samples that stem from one, and were moved a little since, the effective number is small, though all differ."""
+    sharp = SplitGibbs(noise=Gaussian(sigma=0.01), rho_start=0.5, anneal=4, steps=3, weigh_above=0.0)
+    whole = Inpainting(item_shape=(2,), mask=TensorMask(observed=torch.tensor([True, True])))
+    with pytest.warns(DegeneracyWarning, match="take more samples, or a larger weigh_above"):
+        found = sharp(MODEL, whole, doubles(0.0, -2.0)[None], 40, generator(0))
+    assert len(found.x[:, 0].unique(dim=0)) > 30
+    assert found.ess.item() < 4
+    assert particles.effective_sample_size(found.log_w).item() > 2 * found.ess.item()
+
+
+def test_an_inexact_prox_is_told():
+    """A solver that stops early spoils the weights; the exact one says nothing."""
+
+    class Early(Matrix):
+        def prox_l2(self, z, y, gamma):
+            return z + 0.9 * (super().prox_l2(z, y, gamma) - z)
+
+    early = Early(item_shape=(2,), matrix=MATRIX)
+    with pytest.warns(DegeneracyWarning, match="prox_l2 stopped early"):
+        samples(SplitGibbs(noise=NOISE), 50, operator=early)
+    assert samples(SplitGibbs(noise=NOISE), 50).notes == ()
+
+
 def test_weighed_split_gibbs_estimates_the_evidence_without_bias(monkeypatch):
     """400 problems, 64 samples; the distance to `z` left out of the exponent, it is off."""
     method = SplitGibbs(noise=NOISE, rho=0.3, anneal=10, steps=2, weigh_above=0.0, max_batch=10**6)
@@ -167,7 +219,7 @@ def test_the_weights_of_split_gibbs_are_ratios_of_gaussian_densities(operator):
     y = operator.A(normals(1, 2, seed=2)).expand(6, *operator.A(x).shape[1:]) + 0.3
     problem = Problem(model=MODEL, operator=operator, noise=NOISE, y=y[:1], generator=None, flow_steps=1, max_batch=10)
     for rho in (0.0, 0.2, 1.3):
-        fit = SplitGibbs(noise=NOISE)._fit(problem, x, y, rho)[:, 0]
+        fit = SplitGibbs(noise=NOISE)._fit(problem, x, y, rho)[0][:, 0]
         law = torch.distributions.MultivariateNormal(y[0, :1], SIGMA**2 * torch.eye(1) + rho**2 * dense @ dense.T)
         expected = law.log_prob(x @ dense.T)
         assert_close(fit - fit[0], expected - expected[0])
@@ -468,7 +520,7 @@ def test_equal_samples_count_once():
     """Four samples of equal weight, two of them one and the same: three different ones of weights 1/2, 1/4, 1/4."""
     x = doubles(1, 2, 1, 3)[:, None, None].expand(4, 2, 3).clone()
     x[:, 1] += normals(4, 3, seed=0)  # in the second problem all differ
-    found = _put_together(x, torch.full((4, 2), 0.25).double().log())
+    found = _put_together(torch.full((4, 2), 0.25).double().log(), _equal(x))
     assert_close(particles.effective_sample_size(found), doubles(1 / (1 / 4 + 2 / 16), 4))
     assert_close(found.exp().sum(0), doubles(1, 1))
 

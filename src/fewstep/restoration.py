@@ -166,7 +166,9 @@ def columns(restoration: Restoration, operator: Any, truth: Tensor | None = None
     mean = arrays["mean"]
     found = {} if truth is None else {"truth": truth.to(mean)}
     found |= {"measurement": _as_image(restoration.y, operator, mean), "mean": mean, "deviation": arrays["std"]}
-    return found | {f"draw {i}": draw for i, draw in enumerate(restoration.draws[:shown], start=1)}
+    draws = restoration.draws  # those by weights come with copies side by side: a few of all places
+    places = torch.linspace(0, len(draws) - 1, min(shown, len(draws))).round().long().tolist()
+    return found | {f"draw {i}": draws[place] for i, place in enumerate(places, start=1)}
 
 
 def _as_image(y: Tensor, operator: Any, like: Tensor) -> Tensor:

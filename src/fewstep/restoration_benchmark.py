@@ -87,7 +87,7 @@ def benchmark(
             if classifier is not None:
                 row["class_log_score"] = class_log_score(classifier, restored.draws.cpu().float(), found["labels"])
             rows.append(row)
-            if len(dataset.item_shape) == 3:
+            if len(dataset.item_shape) == 3 and dataset.item_shape[0] in (1, 3):
                 images = columns(restored, operator, found["x_0"])
                 seen[task, sigma][name] = {title: batch[0].cpu() for title, batch in images.items()}
             meter.update(done)

@@ -179,12 +179,12 @@ def _benchmark(flags: Flags, run: Run) -> int:
     plan = BenchmarkPlan(sigmas=sigmas, problems=flags.items or BenchmarkPlan.problems, n=flags.n, seed=flags.seed)
     found = benchmark(run.model, run.recipe.dataset, tasks, methods, plan, flags.data, quiet=False)
     rows, out, written = found.rows, flags.out or flags.run / "restoration", ["restoration-benchmark.json"]
+    result = run.about | {"seed": flags.seed, "operators": {k: repr(v) for k, v in tasks.items()}, "rows": rows}
+    write_file(out / written[0], json.dumps(result, indent=1))
     for (task, sigma), seen in found.seen.items():
         if image := figure(seen):
             written.append(_picture_name(task, sigma, written))
             write_file(out / written[-1], image)
-    result = run.about | {"seed": flags.seed, "operators": {k: repr(v) for k, v in tasks.items()}, "rows": rows}
-    write_file(out / "restoration-benchmark.json", json.dumps(result, indent=1))
     console = terminal()
     print_tables([table_of(rows)], console)
     for row in rows:

@@ -46,12 +46,14 @@ class WeightedSamples:
 class Drawn:
     """What a method found: samples `(k b, *item_shape)`; log-weights `(k, b)`, equal where None; log-evidence `(b,)`.
 
-    `bad` `(b,)` says in which problems the `complaint` holds.
+    `families` `(k, b)` numbers samples that stem from one and have not moved apart since: they count as one. Without it, equal
+    samples do. `bad` `(b,)` says in which problems the `complaint` holds.
     """
 
     x: Tensor
     log_w: Tensor | None = None
     log_z: Tensor | None = None
+    families: Tensor | None = None
     bad: Tensor | None = None
     complaint: str = ""
 
@@ -67,7 +69,11 @@ def collect(
     ]
     log_w = torch.cat(weights, dim=1).double()
     log_w = log_w - torch.where(log_w.isneginf().all(0), 0.0, log_w.logsumexp(0))
-    different = _put_together(x, log_w) if found[0].log_w is not None else log_w
+    different = log_w
+    if found[0].families is not None:
+        different = _put_together(log_w, torch.cat([one.families for one in found if one.families is not None], dim=1))
+    elif found[0].log_w is not None:
+        different = _put_together(log_w, _equal(x))
     ess = effective_sample_size(different)
     many = sum(int(one.bad.sum()) for one in found if one.bad is not None)
     said = [f"in {many} of {len(ess)} problems {found[0].complaint}"] if many else []
@@ -79,16 +85,17 @@ def collect(
     return WeightedSamples(x=x, log_w=log_w, ess=ess, log_z=log_z, nfe=nfe, notes=notes)
 
 
-def _put_together(x: Tensor, log_w: Tensor) -> Tensor:
-    """Log-weights `(k, b)` of different samples: those of equal ones are put together, the places that are left are empty.
+def _put_together(log_w: Tensor, families: Tensor) -> Tensor:
+    """Log-weights `(k, b)` of families, each in one place; the places that are left are empty.
 
     Resampling makes weights equal and samples too: weights alone do not tell that few are left.
     """
-    different = torch.zeros_like(log_w)
-    for problem in range(x.shape[1]):
-        place = x[:, problem].flatten(1).unique(dim=0, return_inverse=True)[1].to(log_w.device)
-        different[:, problem].index_add_(0, place, log_w[:, problem].exp())
-    return different.log()
+    return torch.zeros_like(log_w).scatter_add_(0, families.to(log_w.device), log_w.exp()).log()
+
+
+def _equal(x: Tensor) -> Tensor:
+    """Numbers `(k, b)` of samples `(k, b, ...)`, the same for equal ones."""
+    return torch.stack([one.flatten(1).unique(dim=0, return_inverse=True)[1] for one in x.unbind(1)], dim=1)
 
 
 def _degenerate(log_w: Tensor, ess: Tensor, remedy: str) -> list[str]:
