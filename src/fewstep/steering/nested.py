@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.bridge import bridge
-from fewstep.particles import choose, finite, log_mean_exp, reorder, resample, take
+from fewstep.particles import choose, log_mean_exp, reorder, resample, take
 from fewstep.shapes import flat
 from fewstep.steering.samples import Drawn
 from fewstep.steering.target import Target
@@ -52,7 +52,7 @@ def nested_smc(
 
     def look(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         drawn = target.draw(x, tau, draws)
-        g = softness(tau) * target.log_potential(drawn).double()
+        g = _possible(softness(tau) * target.log_potential(drawn).double(), b)
         return drawn, g, log_mean_exp(g)
 
     drawn, g, value = look(x, times[0])
@@ -62,15 +62,15 @@ def nested_smc(
         chosen = choose(g, target.source(len(x)))
         x_0 = take(drawn, chosen)[0]
         if s == 0:
-            kept = finite(g).log_softmax(0).gather(0, chosen)[0]
-            log_w = _plus(log_w, target.log_potential(x_0).double(), -value - math.log(draws) - kept)
+            kept = g.log_softmax(0).gather(0, chosen)[0]
+            log_w = log_w + (target.log_potential(x_0).double() - value - math.log(draws) - kept).reshape(k, b)
             log_z = log_z + log_mean_exp(log_w)
             yield Particles(tau=s, x=x_0, log_w=log_w, log_z=log_z, drawn=x_0[None], g=g, value=value)
             return
         x, correction = _step(target, x, x_0, drawn, g, tau, s)
         before = value
         drawn, g, value = look(x, s)
-        log_w = _plus(log_w, value, correction - before)
+        log_w = log_w + (value + correction - before).reshape(k, b)
         index, log_w, said = resample(log_w, share, target.generator)
         log_z = log_z + said
         x, value, drawn, g = reorder(x, index), reorder(value, index), reorder(drawn, index, 1), reorder(g, index, 1)
@@ -91,11 +91,15 @@ def _step(
     x_s = target.step(x_0, x, s, tau)
     bridges = [bridge(one, x, s, tau, target.model.schedule) for one in drawn]
     log_p = torch.stack([-flat((x_s - mean) / std).square().sum(1) / 2 for mean, std in bridges]).double()
-    return x_s, log_mean_exp(log_p) - (finite(g).log_softmax(0) + log_p).logsumexp(0)
+    return x_s, log_mean_exp(log_p) - (g.log_softmax(0) + log_p).logsumexp(0)
 
 
-def _plus(log_w: Tensor, value: Tensor, less: Tensor) -> Tensor:
-    """`log_w + value + less`, where a particle of weight or value 0 stays one: -inf is absorbing."""
-    value, less = value.reshape(log_w.shape), less.reshape(log_w.shape)
-    dead = log_w.isneginf() | value.isneginf()
-    return torch.where(dead, -torch.inf, log_w + value + torch.where(dead, 0.0, less))
+def _possible(g: Tensor, b: int) -> Tensor:
+    """Potentials `(J, k b)` on the way, positive also where draws are impossible (-inf): other ones may follow them.
+
+    A particle whose draws are all impossible is worth `1 / 4 J` of the least of the others in its law: to be given up, but not
+    for ever, without which paths that come back would be missing from the target. In the end -inf counts in full.
+    """
+    least = g.where(g.isfinite(), torch.inf).reshape(-1, b).amin(0)
+    low = least.where(least.isfinite(), 0.0) - math.log(4 * len(g))
+    return torch.where(g.isneginf(), low.repeat(g.shape[1] // b), g)

@@ -87,10 +87,11 @@ class SingleParticle(LookAheadSteering):
     """Every sample is a chain of its own that follows the best of its draws: no population, so one is enough.
 
     *Heuristic* by itself: too eager or too slow as the draws go, with modes weighed as they were met. With `weighted` the
-    chains carry the weights that correct it, and it is *consistent* as an importance sampler. `walk` gives the states one by
-    one, for interactive use.
+    chains carry the weights that correct it, and it is *consistent* as an importance sampler. Without an anneal the reward is
+    followed from the start. `walk` gives the states one by one, for interactive use.
     """
 
+    anneal: float = 0.0
     weighted: bool = False
 
     @property
