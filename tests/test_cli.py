@@ -23,7 +23,10 @@ from fewstep.files import CHECKSUMS, write_folder
 from fewstep.pretrained import newest_checkpoint
 from fewstep.recipes import all_recipes
 
-COMMANDS = ["calibrate", "checkpoint", "classifier", "compare", "evaluate", "recipes", "report", "sample", "train"]
+COMMANDS = [
+    *("calibrate", "checkpoint", "classifier", "compare", "evaluate", "finetune", "recipes", "report", "restore"),
+    *("sample", "steer", "train"),
+]
 SMALL = ["--batch-size", "8", "--model.network.width", "16", "--model.network.depth", "1", "--device", "cpu", "--quiet"]
 MEASURE = ["-n", "60", "--steps", "1", "2", "--flow-steps", "1", "2", "--taus", "0.3", "--pairs", "20", "--draws", "3"]
 HEAVY = ["diffusers", "accelerate", "torchmetrics", "sklearn", "matplotlib", "transformers", "tensorboard"]
@@ -481,3 +484,93 @@ def test_what_has_no_posterior_is_not_calibrated(capsys, tmp_path):
     )
     assert status("train", "velocity.py", "--steps", "1", "--batch-size", "8", "--device", "cpu", "--quiet") == 0
     refused(capsys, "calibrate", "runs/velocity", says="a MeanFlow has no posterior q(x_0 | x_tau) to calibrate")
+
+
+def test_steer_writes_weighted_samples_and_what_was_paid(capsys, run, tmp_path):
+    wish = tmp_path / "wish.py"
+    wish.write_text("def right(x):\n    return x[:, 0]\n\ndef twice(x):\n    return x.repeat(1, 2)\n")
+    arguments = [
+        "steer",
+        run,
+        "--reward",
+        f"{wish}:right",
+        "-n",
+        "40",
+        "--method",
+        "SMC(steps=3, draws=2)",
+        "--out",
+        tmp_path / "s",
+    ]
+    assert status(*arguments) == 0
+    assert "mean reward" in capsys.readouterr().out
+    found = json.loads((tmp_path / "s" / "steered.json").read_text())
+    with np.load(tmp_path / "s" / "steered.npz") as arrays:
+        assert arrays["x_0"].shape == (40, 2)
+        assert np.exp(arrays["log_w"]).sum() == pytest.approx(1)
+        assert found["mean_reward"] == pytest.approx((np.exp(arrays["log_w"]) * arrays["x_0"][:, 0]).sum(), rel=1e-4)
+    assert found["mean_reward"] > found["own_mean_reward"]
+    two = [
+        "--reward",
+        f"{wish}:right",
+        "Linear(slope=(0.0, 1.0))",
+        "--weights",
+        "1",
+        "0.5",
+        "--decode",
+        f"{wish}:twice",
+    ]
+    assert status("steer", run, *two, "-n", "10") != 0  # a slope of 2 numbers for 4
+    assert "one for each" in capsys.readouterr().err
+    assert status("steer", run, *two[:-2], "-n", "10", "--method", "single") == 0
+    assert (run / "steered" / "steered.json").exists()
+
+
+def test_samples_that_are_few_are_told(capsys, run, tmp_path):
+    """A reward of 1e6: however well they score, the samples are copies, and the report says so."""
+    wish = tmp_path / "wish.py"
+    wish.write_text("def much(x):\n    return 1e6 * x[:, 0]\n")
+    assert status("steer", run, "--reward", f"{wish}:much", "-n", "40", "--out", tmp_path / "s") == 0
+    assert "samples are different" in capsys.readouterr().out
+
+
+def test_finetune_leaves_a_run_that_the_other_commands_take(capsys, run, tmp_path):
+    arguments = [
+        "finetune",
+        run,
+        "--reward",
+        "Linear(slope=(1.0, 0.0))",
+        "--pool",
+        "200",
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+    ]
+    out = tmp_path / "tuned"
+    assert status(*arguments, "--device", "cpu", "--quiet", "--out", out, "-n", "50") == 0
+    shown = capsys.readouterr().out
+    assert "what the items are weighted to" in shown
+    assert "mean reward after" in shown
+    found = json.loads((out / "finetune.json").read_text())
+    assert found["rounds"][0]["strength"] == 1
+    assert status("sample", out, "-n", "4") == 0
+    assert status("finetune", run, "--reward", "ink", "--out", out) != 0
+    assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["steer", "RUN"], "give --reward"),
+        (["steer", "RUN", "--reward", "nothing"], "nothing of this kind"),
+        (["steer", "RUN", "--reward", "nowhere.py:f"], "does not exist"),
+        (["steer", "RUN", "--reward", "ClassProbability(label=7)"], "no labelled images"),
+        (["steer", "RUN", "--reward", "ink", "--method", "SMC(steps=0)"], "steps counts from 1"),
+        (["steer", "RUN", "--reward", "ink", "--temperature", "0"], "temperature"),
+        (["steer", "RUN", "--reward", "ink", "--weights", "1", "2"], "one for each"),
+        (["finetune", "RUN"], "give --reward"),
+        (["finetune", "RUN", "--reward", "ink", "--floor", "2"], "floor"),
+    ],
+)
+def test_a_mistake_with_a_reward_is_one_line(capsys, run, tmp_path, arguments, says):
+    refused(capsys, *(run if a == "RUN" else a for a in arguments), says=says)

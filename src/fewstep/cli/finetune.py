@@ -26,7 +26,7 @@ from fewstep.files import write_file
 from fewstep.finetuning import FinetunePlan, Finetuning, finetune
 from fewstep.pretrained import load, sample
 from fewstep.rewards import Reward
-from fewstep.steering import rewards_of
+from fewstep.steering import kl_at_least, rewards_of
 from fewstep.training.loop import PREPARED
 
 
@@ -40,7 +40,7 @@ class Flags(FinetunePlan):
     """ink, thin, symmetry, a call such as 'ClassProbability(label=7)', or FILE.py:FUNCTION; several are summed."""
     weights: tuple[float, ...] = ()
     """Of several rewards: the factor of each."""
-    n: int = 256
+    n: int = 500
     """Samples to measure before and after."""
     out: Path | None = None
     """Folder of the new run; RUN-METHOD if left out."""
@@ -68,8 +68,8 @@ def run(arguments: list[str]) -> int:
     from fewstep.training.checkpoint import stored_recipe
 
     flags = parse(Flags, arguments, "finetune", __doc__)
-    if flags.n < 2 or flags.checkpoint_every < 1:
-        raise UserError("--n counts from 2 up, --checkpoint-every from 1")
+    if flags.n < 20 or flags.checkpoint_every < 1:
+        raise UserError("--n counts from 20 up, --checkpoint-every from 1")
     allow_code_here(flags.trust_code)
     reward = reward_of(flags.reward, flags.weights, stored_recipe(flags.run, flags.trust_code).dataset)
     out = flags.out or flags.run.parent / f"{flags.run.name}-{flags.method}"
@@ -111,10 +111,12 @@ def measured(run: Path, reward: Reward, n: int, seed: int) -> dict[str, Any]:
     """Mean reward and variety of n samples of the run and of its reference, from the same noise."""
     before, after = (load(folder) for folder in (run / PREPARED / "reference", run))
     old, new = sample(before, n, seed=seed, sampler=after.sampler), sample(after, n, seed=seed)
+    r_old, r_new = rewards_of(reward, old), rewards_of(reward, new)
     return {
         "n": n,
-        "own_mean_reward": rewards_of(reward, old).mean().item(),
-        "mean_reward": rewards_of(reward, new).mean().item(),
+        "own_mean_reward": r_old.mean().item(),
+        "mean_reward": r_new.mean().item(),
+        "kl_at_least": kl_at_least(new, old, r_new, r_old),
         "spread": spread(new) / spread(old),
         "moved": (new - old).flatten(1).square().sum(1).mean().sqrt().item(),
     }
@@ -133,6 +135,7 @@ def tables(result: dict[str, Any], found: Finetuning) -> list[tuple[str, list[st
     rows = [
         ["mean reward before", f"{result['own_mean_reward']:.4g}"],
         ["mean reward after", f"{result['mean_reward']:.4g}"],
+        ["KL from the model before, nats, at least", f"{result['kl_at_least']:.3g}"],
         ["distance of two samples, over that before", f"{result['spread']:.3g}"],
         ["root mean square move of a sample, same noise", f"{result['moved']:.3g}"],
     ]

@@ -2,6 +2,7 @@
 
 from fewstep.steering.base import RewardFunction, SteeredSamples, SteeringMethod, rewards_of
 from fewstep.steering.best_of_n import BestOfN
+from fewstep.steering.divergence import kl_at_least
 from fewstep.steering.guidance import Guidance
 from fewstep.steering.samples import DegeneracyWarning
 from fewstep.steering.smc import SMC, SingleParticle
@@ -19,5 +20,6 @@ __all__ = [
     "SteeringMethod",
     "ValueEstimate",
     "estimate_value",
+    "kl_at_least",
     "rewards_of",
 ]
