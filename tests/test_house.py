@@ -11,6 +11,7 @@ import fewstep.inverse
 import fewstep.metrics
 import fewstep.objectives
 import fewstep.operators
+import fewstep.steering
 import fewstep.theory
 
 SOURCE = Path(fewstep.__file__).parent
@@ -139,6 +140,7 @@ def test_every_offence_counts():
             fewstep.inverse,
             OF_INVERSE_INSIDE,
         ),
+        ("rewards.md", fewstep.steering, set()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -28,6 +28,7 @@ from fewstep.pretrained import (
     WEIGHTS,
     check_fingerprint,
     fingerprint,
+    load,
     newest_checkpoint,
     pretrained_files,
     tensor_bytes,
@@ -147,6 +148,18 @@ def check_recipe(stored: dict[str, Any], recipe: Recipe, source: Path) -> None:
             f"{source} belongs to another recipe ({'; '.join(found[:3])}{more}): resume with the recipe it was started "
             "with, or choose another --out"
         )
+
+
+def copy_weights(recipe: Recipe, model: Model) -> None:
+    """Those of the trained model that the recipe starts from. `UserError` where it is another one."""
+    trained = load(recipe.start_from)
+    found, expected = to_config(trained.config), to_config(model.config)
+    if found != expected or trained.item_shape != model.item_shape:
+        more = "; ".join(differences(found, expected)[:3]) or f"items {trained.item_shape} -> {model.item_shape}"
+        raise UserError(
+            f"{recipe.start_from} holds another model than the recipe's ({more}): start from one of its kind"
+        )
+    model.load_state_dict(trained.state_dict())
 
 
 def _averaged(ema: AveragedModel) -> Model:

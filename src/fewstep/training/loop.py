@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fewstep.configuration import differences, to_config
+from fewstep.configuration import to_config
 from fewstep.draws import Shard, Source
 from fewstep.errors import UserError
 from fewstep.files import PARTIAL, parse_json, remove_partial, write_file
 from fewstep.models.base import Model
 from fewstep.objectives.base import Batch, Objective
-from fewstep.pretrained import load, newest_checkpoint
+from fewstep.pretrained import newest_checkpoint
 from fewstep.progress import Meter, peak_memory
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.training.checkpoint import TrainingState, check_recipe, restore_checkpoint, save_checkpoint
+from fewstep.training.checkpoint import TrainingState, check_recipe, copy_weights, restore_checkpoint, save_checkpoint
 from fewstep.training.log import Averages, Log
 
 PREPARED = "finetuning"  # a folder for what a run needs and that is there before it
@@ -110,7 +110,7 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
     torch.manual_seed(recipe.seed)
     model = recipe.model.build(recipe.dataset.item_shape)
     if recipe.start_from:
-        _copy_weights(recipe, model)
+        copy_weights(recipe, model)
     else:
         model.fit(examples.up_to(10_000)["x_0"])
     losses = LossModule(model, recipe.objective, options.precision)
@@ -270,18 +270,6 @@ def _check_folder(recipe: Recipe, options: TrainingOptions) -> None:
         )
     if options.resume and record:
         check_recipe(record, recipe, stored)
-
-
-def _copy_weights(recipe: Recipe, model: Model) -> None:
-    """Those of the trained model that the recipe starts from. `UserError` where it is another one."""
-    trained = load(recipe.start_from)
-    found, expected = to_config(trained.config), to_config(model.config)
-    if found != expected or trained.item_shape != model.item_shape:
-        more = "; ".join(differences(found, expected)[:3]) or f"items {trained.item_shape} -> {model.item_shape}"
-        raise UserError(
-            f"{recipe.start_from} holds another model than the recipe's ({more}): start from one of its kind"
-        )
-    model.load_state_dict(trained.state_dict())
 
 
 def _prepare_folder(recipe: Recipe, options: TrainingOptions) -> None:
