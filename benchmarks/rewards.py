@@ -4,8 +4,8 @@ python benchmarks/rewards.py runs/digits-stmd --tuned runs/rw --out runs/rewards
 
 The reward is log p(class 7), at temperature 1 the tilt is the law of the sevens, and every method has 32 network evaluations a
 sample (the fine-tuned models need 8). A judge that no method sees (a support vector machine on pixels) says what is a seven.
-`--tuned` holds the runs WISH-METHOD of `fewstep finetune`, WISH one of 7, symmetric, thick, METHOD tilt or gradient; missing ones
-are left out. Writes rewards.json, curves.png (reward against divergence) and methods.png, and prints the table.
+`--tuned` holds the runs WISH-METHOD of `fewstep finetune`, WISH one of 7, symmetric, thick, METHOD tilt, own or gradient; missing
+ones are left out. Writes rewards.json, curves.png (reward against divergence) and methods.png, and prints the table.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor
 import fewstep
 from fewstep.datasets import Digits
 from fewstep.features import classifier_of
-from fewstep.metrics import PRDC, EnergyDistance, VendiScore
+from fewstep.metrics import PRDC, Copying, EnergyDistance, VendiScore
 from fewstep.models.base import Model
 from fewstep.rewards import ClassProbability, Ink, Reward, Symmetry
 from fewstep.samplers import Ancestral
@@ -46,6 +46,11 @@ WISHES: dict[str, tuple[Reward, float]] = {
     "symmetric": (Symmetry(), 0.05),
     "thick": (Ink(), 0.02),
 }
+TUNED = {
+    "tilt": "fine-tuned, tilt of the data",
+    "own": "fine-tuned, tilt of own draws",
+    "gradient": "fine-tuned, gradient",
+}
 TEMPERATURES = (8.0, 4.0, 2.0, 1.0)
 
 
@@ -57,6 +62,8 @@ class Judge:
         self.machine = SVC(gamma=0.02, C=10.0).fit(train["x_0"].flatten(1).numpy(), train["labels"].numpy())
         self.right = self.machine.score(test["x_0"].flatten(1).numpy(), test["labels"].numpy())
         self.sevens = torch.cat([part["x_0"][part["labels"] == 7] for part in (train, test)])
+        self.held_out = test["x_0"][test["labels"] == 7]
+        self.copying = Copying(train=train["x_0"][train["labels"] == 7])
         self.features = classifier_of(Digits(), None).classifier.all_features
 
     def share(self, x: Tensor) -> float:
@@ -68,6 +75,7 @@ class Judge:
         found = {"sevens": self.share(x), "different": float(len(x.flatten(1).unique(dim=0)))}
         found |= VendiScore(features=self.features)(x, self.sevens)
         few = x[: len(self.sevens)]
+        found["copying"] = self.copying(x, self.held_out)["copying"]
         found["coverage"] = PRDC(features=self.features)(few, self.sevens)["coverage"]
         return found | EnergyDistance()(x, self.sevens)
 
@@ -108,12 +116,12 @@ def rows_of(model: Model, judge: Judge, n: int, tuned: Path) -> dict[str, dict[s
             judge.numbers(x) | paid | {"kl_at_least": kl_at_least(x, own, reward(x), r_own), "notes": found.notes}
         )
         print(name, rows[name], flush=True)
-    for kind in ("tilt", "gradient"):
-        if (tuned / f"7-{kind}").exists():
+    for kind, name in TUNED.items():
+        if (tuned / f"7-{kind}" / "finetune.json").exists():
             x = fewstep.sample(fewstep.load(tuned / f"7-{kind}"), n, sampler=BASE, seed=5)
             r = reward(x)
             paid = {"reward": r.mean().item(), "nfe": BASE.nfe, "kl_at_least": kl_at_least(x, own, r, r_own)}
-            rows[f"fine-tuned, {kind}"] = judge.numbers(x) | paid
+            rows[name] = judge.numbers(x) | paid
     return rows
 
 
@@ -142,7 +150,7 @@ def draw_curves(found: dict[str, Any], rows: dict[str, dict[str, Any]], path: Pa
     for name, points in found["lines"].items():
         x, y, _ = zip(*points, strict=True)
         axis.plot(x, y, "o-" if METHODS[name].weighs else "s--", ms=4, lw=1, label=name)
-    for name, marker in (("fine-tuned, tilt", "*"), ("fine-tuned, gradient", "P")):
+    for name, marker in zip(TUNED.values(), "*XP", strict=True):
         if name in rows:
             axis.plot(
                 rows[name]["kl_at_least"], rows[name]["reward"], marker, ms=9, ls="", label=f"{name} (KL at least)"
@@ -155,17 +163,18 @@ def draw_curves(found: dict[str, Any], rows: dict[str, dict[str, Any]], path: Pa
 
 def draw_methods(model: Model, tuned: Path, path: Path, shown: int = 8) -> None:
     """A row for each method, a block of samples for each wish."""
-    names = ["the model as it is", *METHODS, "fine-tuned, tilt", "fine-tuned, gradient"]
+    kinds = {name: kind for kind, name in TUNED.items() if kind != "own"}
+    names = ["the model as it is", *METHODS, *kinds]
 
     def samples(name: str, wish: str) -> Tensor | None:
         reward, t = WISHES[wish]
         if name in METHODS:
             found = steer(model, replace(METHODS[name], temperature=t), reward, 64)
             return found.unweighted(torch.Generator().manual_seed(1))[:: 64 // shown]
-        run = tuned / f"{wish}-{name.rpartition(' ')[2]}"
-        if name.startswith("fine") and not run.exists():
+        run = tuned / f"{wish}-{kinds.get(name)}"
+        if name in kinds and not run.exists():
             return None
-        return fewstep.sample(fewstep.load(run) if name.startswith("fine") else model, shown, sampler=BASE, seed=2)
+        return fewstep.sample(fewstep.load(run) if name in kinds else model, shown, sampler=BASE, seed=2)
 
     figure = Figure(figsize=(13, 0.52 * len(names) + 0.4), layout="constrained")
     grid = figure.subplots(len(names), len(WISHES), squeeze=False)
@@ -193,6 +202,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "different": lambda r: f"{r['different']:.0f}",
         "Vendi, over the real sevens'": lambda r: f"{r['vendi_ratio']:.2f}",
         "coverage": lambda r: f"{r['coverage']:.2f}",
+        "copying (.5 is new)": lambda r: f"{r['copying']:.2f}",
         "energy distance to them": lambda r: f"{r['energy_distance']:.3f}",
         "NFE": lambda r: f"{r['nfe']:.0f}" if "nfe" in r else "",
     }

@@ -112,8 +112,8 @@ def calibrated(folder: Path, pairs: int) -> None:
         exact = row["exact"]
         print(
             f"tau {row['tau']:g}: variance ratio {exact['variance_ratio']:.3f}, distance "
-            f"{exact['conditional_energy_distance']:.4f}, ranks p {row['rank_p_adjusted']:.2g}, TARP p {row['tarp_p_adjusted']:.2g}, "
-            f"{', '.join(row['words'])}"
+            f"{exact['conditional_energy_distance']:.4f}, ranks p {row['rank_p_adjusted']:.2g}, "
+            f"TARP p {row['tarp_p_adjusted']:.2g}, {', '.join(row['words'])}"
         )
 
 
