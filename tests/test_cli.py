@@ -519,7 +519,7 @@ def test_steer_writes_weighted_samples_and_what_was_paid(capsys, run, tmp_path):
         "--decode",
         f"{wish}:twice",
     ]
-    assert status("steer", run, *two, "-n", "10") != 0  # a slope of 2 numbers for 4
+    assert status("steer", run, *two, "-n", "10") != 0  # decoded, a slope of 2 numbers for 4
     assert "one for each" in capsys.readouterr().err
     assert status("steer", run, *two[:-2], "-n", "10", "--method", "single") == 0
     assert (run / "steered" / "steered.json").exists()

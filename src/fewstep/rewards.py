@@ -165,6 +165,21 @@ class FileReward(Reward):
         return function_of_file(self.file)(x_0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodedReward(Reward):
+    """A reward that looks at what the function `decode`, of a file as in `FileReward`, makes of latent items."""
+
+    reward: Reward
+    decode: str
+
+    def __call__(self, x_0: Tensor) -> Tensor:
+        return self.reward(function_of_file(self.decode)(x_0))
+
+    def for_data(self, dataset: Dataset) -> "DecodedReward":
+        """As it is: what it looks at are no items of the data set."""
+        return self
+
+
 @cache
 def function_of_file(file: str) -> Callable[[Tensor], Tensor]:
     """The function named by `PATH.py:FUNCTION`: runs the file. Raises `UserError` where it is missing or fails."""

@@ -40,6 +40,8 @@ class Flags(FinetunePlan):
     """ink, thin, symmetry, a call such as 'ClassProbability(label=7)', or FILE.py:FUNCTION; several are summed."""
     weights: tuple[float, ...] = ()
     """Of several rewards: the factor of each."""
+    decode: str = ""
+    """FILE.py:FUNCTION that makes of latent items what the reward looks at."""
     n: int = 500
     """Samples to measure before and after."""
     out: Path | None = None
@@ -71,7 +73,7 @@ def run(arguments: list[str]) -> int:
     if flags.n < 20 or flags.checkpoint_every < 1:
         raise UserError("--n counts from 20 up, --checkpoint-every from 1")
     allow_code_here(flags.trust_code)
-    reward = reward_of(flags.reward, flags.weights, stored_recipe(flags.run, flags.trust_code).dataset)
+    reward = reward_of(flags.reward, flags.weights, flags.decode, stored_recipe(flags.run, flags.trust_code).dataset)
     out = flags.out or flags.run.parent / f"{flags.run.name}-{flags.method}"
     command = shlex.join(["fewstep", "finetune", *(a for a in arguments if a != "--resume")])
     options = TrainingOptions(

@@ -82,14 +82,13 @@ def run(arguments: list[str]) -> int:
     if flags.n < 2 or flags.seed < 0:
         raise UserError("--n counts from 2 up, and --seed from 0")
     run = open_run(flags.run, flags.device, flags.trust_code, "steer", arguments)
-    reward = reward_of(flags.reward, flags.weights, run.recipe.dataset)
+    reward = reward_of(flags.reward, flags.weights, flags.decode, run.recipe.dataset)
     method = method_of(flags.method, flags.temperature, flags.max_batch)
-    decode = rewards.function_of_file(flags.decode) if flags.decode else None
     start, generator = time.monotonic(), torch.Generator().manual_seed(flags.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", steering.DegeneracyWarning)  # the notes are printed below
-        own = steering.BestOfN(n=1, max_batch=flags.max_batch)(run.model, reward, flags.n, generator, decode=decode)
-        found = method(run.model, reward, flags.n, generator, decode=decode, quiet=False)
+        own = steering.BestOfN(n=1, max_batch=flags.max_batch)(run.model, reward, flags.n, generator)
+        found = method(run.model, reward, flags.n, generator, quiet=False)
     result = run.about | {"reward": repr(reward), "method": repr(method), "seed": flags.seed}
     result |= numbers(found, own) | {"seconds": time.monotonic() - start}
     out, shown = flags.out or flags.run / "steered", "steered.npz, steered.json"
@@ -108,8 +107,8 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def reward_of(texts: tuple[str, ...], weights: tuple[float, ...], dataset: Dataset) -> rewards.Reward:
-    """The reward that the flags name, for items of this data set."""
+def reward_of(texts: tuple[str, ...], weights: tuple[float, ...], decode: str, dataset: Dataset) -> rewards.Reward:
+    """The reward that the flags name, for items of this data set, or for what `decode` makes of them."""
     classes: dict[str, type] = {
         name: value
         for name, value in vars(rewards).items()
@@ -126,9 +125,9 @@ def reward_of(texts: tuple[str, ...], weights: tuple[float, ...], dataset: Datas
     ]
     if weights and len(weights) != len(found):
         raise UserError(f"{len(weights)} --weights for {len(found)} rewards: give one for each")
-    if len(found) > 1 or weights:
-        return rewards.WeightedRewards(rewards=tuple(found), weights=weights or None).for_data(dataset)
-    return found[0].for_data(dataset)
+    many = len(found) > 1 or weights
+    reward = rewards.WeightedRewards(rewards=tuple(found), weights=weights or None) if many else found[0]
+    return rewards.DecodedReward(reward=reward, decode=decode) if decode else reward.for_data(dataset)
 
 
 def method_of(text: str, temperature: float, max_batch: int) -> steering.SteeringMethod:
