@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.kernels import Gaussian
 from fewstep.metrics import MMD, KernelDistance, VendiScore
-from fewstep.metrics.kernels import Gaussian, cosine, median_distance, mmd2
+from fewstep.metrics.kernels import cosine, median_distance, mmd2
 from fewstep.shapes import flat
 from problems import doubles, normals
 from stats import accepts, rejects

@@ -1,30 +1,14 @@
 """Kernels `k(x, y)`, `(n, d)` and `(k, d)` to `(n, k)`, and the maximum mean discrepancy, which is made of one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.metrics.base import subset
-from fewstep.shapes import distances
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gaussian:
-    """`exp(-||x - y||^2 / (2 h^2))`, `h = bandwidth > 0` in the units of the data; raises `UserError` otherwise."""
-
-    bandwidth: float
-
-    def __post_init__(self) -> None:
-        if not self.bandwidth > 0:
-            raise UserError(f"a Gaussian kernel needs a bandwidth above 0, not {self.bandwidth}")
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return (-distances(x, y).square() / (2 * self.bandwidth**2)).exp()
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.kernels import Gaussian
 from fewstep.metrics.base import Metric, two_samples
-from fewstep.metrics.kernels import Gaussian, median_distance, mmd2
+from fewstep.metrics.kernels import median_distance, mmd2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.kernels import Gaussian
 from fewstep.metrics.base import Features, Metric, subset, two_samples_in
-from fewstep.metrics.kernels import Gaussian, Kernel, median_distance
+from fewstep.metrics.kernels import Kernel, median_distance
 from fewstep.shapes import flat
 
 
