@@ -177,7 +177,7 @@ def test_the_floor_keeps_the_field_alive_in_float32():
 def test_the_bias_of_a_centroid_falls_twice_as_fast_corrected():
     """N(0, 1) seen from .8 by a Gaussian kernel of variance .25, centroid .64: slopes of its log bias in the number of points."""
     at, zero, runs, slopes = doubles(0.8)[:, None], torch.zeros(1, 1).double(), 800_000, []
-    for corrected in (False, True):
+    for corrected, sizes in ((False, (16, 32)), (True, (8, 16))):
         field = DriftingField(
             kernel=Gaussian(bandwidth=0.5), normalisation="split", correct_bias=corrected, block=1 << 24
         )
