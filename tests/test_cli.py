@@ -547,13 +547,21 @@ def test_finetune_leaves_a_run_that_the_other_commands_take(capsys, run, tmp_pat
         "8",
     ]
     out = tmp_path / "tuned"
-    assert status(*arguments, "--device", "cpu", "--quiet", "--out", out, "-n", "50") == 0
+    assert status(*arguments, "--device", "cpu", "--quiet", "--out", out, "-n", "100") == 0
     shown = capsys.readouterr().out
     assert "what the items are weighted to" in shown
     assert "mean reward after" in shown
     found = json.loads((out / "finetune.json").read_text())
     assert found["rounds"][0]["strength"] == 1
     assert status("sample", out, "-n", "4") == 0
+    moved = out.rename(tmp_path / "moved")  # with all that it needs
+    assert status("evaluate", moved, *MEASURE) == 0
+    moved.rename(out)
+    assert (
+        status(*arguments, "--device", "cpu", "--quiet", "--out", out, "-n", "100", "--temperature", "2", "--resume")
+        != 0
+    )
+    assert "was begun otherwise (plan.temperature: 1.0 -> 2.0)" in capsys.readouterr().err
     assert status("finetune", run, "--reward", "ink", "--out", out) != 0
     assert "not empty" in capsys.readouterr().err
 

@@ -13,13 +13,14 @@ from torch.testing import assert_close
 import fewstep
 from fewstep.datasets import Arrays, TensorExamples
 from fewstep.errors import UserError
-from fewstep.finetuning import FinetunePlan, Pool, finetune, strongest, weigh
+from fewstep.finetuning import FinetunePlan, finetune
 from fewstep.metrics import EnergyDistance
 from fewstep.objectives import RewardGradient
 from fewstep.pretrained import load
 from fewstep.rewards import Linear, Reward
 from fewstep.samplers import Ancestral
 from fewstep.steering import rewards_of
+from fewstep.steering.pools import Pool, strongest, weigh
 from fewstep.training import TrainingOptions, train
 from fewstep.training.checkpoint import stored_recipe
 from problems import doubles, generator, normals, t2
@@ -218,7 +219,7 @@ def test_a_reward_that_fails_in_the_middle_loses_nothing(run, tmp_path):
     CALLS.update(number=0, fails_at=10**9)
     finetune(run, Fails(), plan, options(tmp_path / "whole"))
     CALLS.update(number=0, fails_at=7)  # asked once before the training
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN"):
         finetune(run, Fails(), plan, options(tmp_path / "parts"))
     assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step-000000005"]
     CALLS.update(number=0, fails_at=10**9)

@@ -5,7 +5,6 @@ measurement without its constant.
 """
 
 import math
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -361,12 +360,9 @@ def test_a_particle_that_is_given_up_for_ever_biases_the_law(monkeypatch):
 
 
 def test_nothing_is_possible():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegeneracyWarning)
-        nothing = steered(SMC(steps=5), lambda x: x.new_full((len(x),), -torch.inf), n=50)
-    assert nothing.log_z == -math.inf
-    assert nothing.ess == 0
-    assert nothing.kl is None
+    for method in (SMC(steps=5), BestOfN(), Guidance(steps=5)):
+        with pytest.raises(UserError, match="none of the 50 samples"):
+            steered(method, lambda x: x.new_full((len(x),), -torch.inf), n=50)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +379,10 @@ def test_nothing_is_possible():
         (lambda: Guidance(strength=-1.0), "strength"),
         (lambda: steered(SMC(), n=0), "num_samples"),
         (lambda: SMC()(MODEL, linear, 3, [generator(0)] * 3), "one generator"),
+        (
+            lambda: steered(Guidance(steps=3, gradient="plug-in"), lambda x: linear(x.detach()), 10),
+            "no derivative",
+        ),
         (
             lambda: SMC()(MeanFlow(TINY_MLP.build((2,), inputs=1, times=2), (2,)), linear, 3),
             "needs a model of q",

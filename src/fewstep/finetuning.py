@@ -8,6 +8,7 @@ Two ways, both from the weights of the model that is there, a copy of which stay
 - gradient: `RewardGradient`, back-propagation through one step with an anchor.
 """
 
+import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,22 +19,24 @@ import torch
 from torch import Tensor
 
 from fewstep import pictures
-from fewstep.datasets import Arrays
+from fewstep.configuration import differences, to_config
+from fewstep.datasets.tilted import Tilted
 from fewstep.draws import seed_of_stream
 from fewstep.errors import UserError
-from fewstep.files import write_file
+from fewstep.files import parse_json, write_file
 from fewstep.models.base import EvaluationCounter
 from fewstep.models.posterior_flow import PosteriorFlow
 from fewstep.objectives import RewardGradient
-from fewstep.particles import effective_sample_size, log_mean_exp
 from fewstep.pretrained import load, sample, save_pretrained
 from fewstep.progress import Meter
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.rewards import Reward
 from fewstep.steering.base import rewards_of
+from fewstep.steering.pools import Pool, Weighing, strongest
 from fewstep.training import TrainingOptions, train
-from fewstep.training.checkpoint import stored_recipe
-from fewstep.training.loop import PREPARED
+from fewstep.training.checkpoint import PREPARED, stored_recipe
+
+FEW = 100  # effective items, fewer than which are learnt by heart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,67 +71,10 @@ class FinetunePlan:
             raise UserError("temperature is above 0, floor in (0, 1], anchor not negative, all of them finite")
         if min(self.pool, self.rounds, self.steps) < 1 or (self.batch_size or 1) < 1 or self.seed < 0:
             raise UserError("pool, rounds, steps and batch size count from 1 up, seed from 0")
+        if self.method == "gradient" and self.source == "model":
+            raise UserError("--source is of the tilt: --method gradient noises training data")
         if self.pool < 100:
             raise UserError(f"a pool of {self.pool} items is no law to learn: take 100 or more")
-
-
-@dataclass
-class Pool:
-    """Items `(n, ...)` with `g = r / T` `(n,)` in float64, drawn from about `p exp(strength g) / exp(log_z)`."""
-
-    x_0: Tensor
-    g: Tensor
-    strength: float
-    log_z: float
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Weighing:
-    """Items of all pools with weights that sum to 1, of the law `p exp(strength g) / exp(log_z)`."""
-
-    x_0: Tensor
-    weights: Tensor
-    strength: float
-    ess: float
-    log_z: float
-    mean_g: float
-
-    @property
-    def kl(self) -> float:
-        """The divergence of that law from the reference's, `strength E[g] - log_z`."""
-        return max(0.0, self.strength * self.mean_g - self.log_z)
-
-
-def weigh(pools: list[Pool], strength: float) -> Weighing:
-    """The pools weighted to this strength: each by itself, then in proportion to their effective numbers."""
-    shares, sizes = [], []
-    for pool in pools:
-        log_w = (strength - pool.strength) * pool.g
-        sizes.append(effective_sample_size(log_w[:, None]).item())
-        shares.append(log_w.softmax(0))
-    weights = torch.cat([share * size / sum(sizes) for share, size in zip(shares, sizes, strict=True)])
-    newest, g = pools[-1], torch.cat([pool.g for pool in pools])
-    log_z = newest.log_z + log_mean_exp((strength - newest.strength) * newest.g).item()
-    return Weighing(
-        x_0=torch.cat([pool.x_0 for pool in pools]),
-        weights=weights,
-        strength=strength,
-        ess=1 / weights.square().sum().item(),
-        log_z=log_z,
-        mean_g=torch.where(weights > 0, weights * g, 0.0).sum().item(),
-    )
-
-
-def strongest(pools: list[Pool], least: float) -> Weighing:
-    """The pools at the largest strength up to 1 at which `least` items are effective."""
-    whole = weigh(pools, 1.0)
-    if whole.ess >= least:
-        return whole
-    low, high = pools[-1].strength, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if weigh(pools, middle).ess >= least else (low, middle)
-    return weigh(pools, low)
 
 
 @dataclass(kw_only=True)
@@ -155,10 +101,12 @@ def finetune(
     if options.out.exists() and any(options.out.iterdir()) and not options.resume:
         raise UserError(f"{options.out} is not empty: add --resume to go on, or choose another --out")
     reward = reward.for_data(recipe.dataset)
-    rewards_of(reward, recipe.dataset.train(options.data).up_to(8)["x_0"])
+    _ask(reward, recipe.dataset.train(options.data).up_to(8)["x_0"], plan)
+    if plan.method == "tilt" and plan.source == "data" and not (options.out / PREPARED).exists():
+        pool = _pool(recipe, reward, plan, options)
+        _check_floor(strongest([pool], plan.floor * len(pool.g)), plan)
     reference = (options.out / PREPARED / "reference").absolute()
-    if not reference.exists():
-        save_pretrained(model, reference)
+    _store_plan(options.out / PREPARED, reference, model, reward, plan)
     tuned = replace(
         recipe,
         name=f"{recipe.name}-{plan.method}",
@@ -178,6 +126,41 @@ def finetune(
     )
 
 
+def _ask(reward: Reward, x_0: Tensor, plan: FinetunePlan) -> None:
+    """`UserError` where the reward is bad, or has not the derivative that the method needs."""
+    with torch.enable_grad():
+        r = rewards_of(reward, x_0.clone().requires_grad_())
+    if plan.method == "gradient" and not r.requires_grad:
+        raise UserError("the reward has no derivative: make it of torch operations, or tilt instead (--method tilt)")
+
+
+def _store_plan(folder: Path, reference: Path, model: PosteriorFlow, reward: Reward, plan: FinetunePlan) -> None:
+    """Keep the model as it was, and the plan; or check that they are those that are there."""
+    given = {"plan": to_config(plan), "reward": to_config(reward)}
+    if not reference.exists():
+        save_pretrained(model, reference)
+        write_file(folder / "plan.json", json.dumps(given, indent=1))
+        return
+    stored = parse_json((folder / "plan.json").read_bytes(), folder / "plan.json")
+    changed = differences(stored, given)
+    if changed:
+        raise UserError(
+            f"{folder.parent} was begun otherwise ({'; '.join(changed[:3])}): resume with the flags it was started with, or "
+            "choose another --out"
+        )
+    pairs = zip(model.state_dict().values(), load(reference).state_dict().values(), strict=True)
+    if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+        raise UserError(f"{folder.parent} was begun from another model: resume from that one, or choose another --out")
+
+
+def _check_floor(found: Weighing, plan: FinetunePlan, before: float = 0.0, number: int = 1) -> None:
+    if found.strength < min(1.0, before + 1e-3):
+        raise UserError(
+            f"round {number}: beyond strength {found.strength:.3g} of 1 fewer than {plan.floor:g} of the items of a pool are "
+            "effective: give a higher --temperature, a larger --pool or a lower --floor (does the reward like any item at all?)"
+        )
+
+
 def _by_gradient(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: TrainingOptions) -> Finetuning:
     objective = RewardGradient(
         reward=reward, reference=recipe.start_from, temperature=plan.temperature, anchor=plan.anchor
@@ -195,13 +178,8 @@ def _by_tilt(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: Traini
         base = (options.out / PREPARED / f"round-{number}").absolute()
         if not (base / "pool.npz").exists():
             drawn, nfe = _items(recipe, source, plan, number, options)
-            g = rewards_of(reward, drawn) / plan.temperature
-            arrays = {
-                "x_0": drawn.numpy(),
-                "g": g.numpy(),
-                "strength": np.array([strength, log_z]),
-                "nfe": np.array(nfe),
-            }
+            asked, at = (rewards_of(reward, drawn) / plan.temperature).numpy(), np.array([strength, log_z])
+            arrays = {"x_0": drawn.numpy(), "g": asked, "strength": at, "nfe": np.array(nfe)}
             write_file(base / "pool.npz", pictures.npz_bytes(arrays))
         with np.load(base / "pool.npz") as stored:
             x_0, g, nfe = torch.from_numpy(stored["x_0"]), torch.from_numpy(stored["g"]), float(stored["nfe"])
@@ -210,22 +188,26 @@ def _by_tilt(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: Traini
         row = {"strength": found.strength, "items": len(found.weights), "ess": found.ess, "log_z": found.log_z}
         row |= {"mean_reward": found.mean_g * plan.temperature, "kl": found.kl, "nfe": nfe}
         result.rounds.append(row)
-        if found.strength < min(1.0, strength + 1e-3):
-            raise UserError(
-                f"round {number}: beyond strength {found.strength:.3g} of 1 fewer than {plan.floor:g} of the {len(g)} items are "
-                "effective: give a higher --temperature, a larger --pool or a lower --floor"
-            )
+        _check_floor(found, plan, strength, number)
         if not (base / "weighted.npz").exists():
-            arrays = {"x_0": found.x_0.numpy(), "weights": found.weights.numpy()}
+            held_out = _held_out(recipe, reward, plan, found.strength, options)
+            arrays = {"x_0": found.x_0.numpy(), "weights": found.weights.numpy(), "x_0_test": held_out.numpy()}
             write_file(base / "weighted.npz", pictures.npz_bytes(arrays))
         last = found.strength >= 1 or number == plan.rounds or plan.source == "data"
         folder = options.out if last else base / "run"
-        tuned = replace(recipe, dataset=Arrays(path=str(base / "weighted.npz")), start_from=str(source))
+        kind = recipe.dataset.base if isinstance(recipe.dataset, Tilted) else recipe.dataset
+        dataset = Tilted(base=kind, path=str(base / "weighted.npz"))
+        tuned = replace(recipe, dataset=dataset, start_from=str(source))
         result.reason = train(tuned, replace(options, out=folder)).reason
         if result.reason != "finished" or last:
             break
         source, strength, log_z = folder, found.strength, found.log_z
-    reached = result.rounds[-1]["strength"]
+    reached, effective = result.rounds[-1]["strength"], result.rounds[-1]["ess"]
+    if effective < FEW:
+        result.notes.append(
+            f"only {effective:.0f} items are effective: the model learns these by heart; give a larger --pool (of --source model "
+            "as large as you like), or a higher --temperature"
+        )
     if reached < 1 and result.reason == "finished":
         result.notes.append(
             f"the tilt ended at strength {reached:.3g} of 1, as if the temperature were "
@@ -233,6 +215,21 @@ def _by_tilt(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: Traini
             "effective; give a larger --pool, a lower --floor, or --source model with more --rounds"
         )
     return result
+
+
+def _pool(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: TrainingOptions) -> Pool:
+    """The training data as a pool."""
+    x_0 = _items(recipe, Path(), plan, 1, options)[0]
+    return Pool(x_0=x_0, g=rewards_of(reward, x_0) / plan.temperature, strength=0.0, log_z=0.0)
+
+
+def _held_out(recipe: Recipe, reward: Reward, plan: FinetunePlan, strength: float, options: TrainingOptions) -> Tensor:
+    """Held-out items of the tilted law, by rejection: each is kept with a chance in proportion to its weight."""
+    x_0 = recipe.dataset.test(options.data).up_to(plan.pool, plan.seed)["x_0"]
+    g = strength * rewards_of(reward, x_0) / plan.temperature
+    generator = torch.Generator().manual_seed(seed_of_stream(plan.seed, 0))
+    kept = torch.rand(len(g), dtype=torch.float64, generator=generator).log() < g - g.max()
+    return x_0[kept & g.isfinite()]
 
 
 def _items(

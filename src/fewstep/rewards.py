@@ -42,6 +42,10 @@ class Linear(Reward):
 
     slope: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.slope, tuple) or not self.slope:
+            raise UserError(f"a slope is a number for each component, such as (0.5, -1.0), not {self.slope!r}")
+
     def __call__(self, x_0: Tensor) -> Tensor:
         if flat(x_0).shape[1] != len(self.slope):
             raise UserError(f"a slope of {len(self.slope)} numbers for items {tuple(x_0.shape[1:])}: give one for each")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fewstep import datasets
-from fewstep.datasets import CIFAR10, MNIST, Arrays, Dataset, Examples, Images
+from fewstep.datasets import CIFAR10, MNIST, Arrays, Dataset, Digits, Examples, Images, TensorExamples, Tilted
 from fewstep.draws import Shard
 from fewstep.errors import UserError
 from problems import generator, generators
@@ -39,10 +39,18 @@ def small_arrays(folder: Path) -> str:
     return str(path)
 
 
+def small_pool(folder: Path) -> str:
+    """Items of the digits' kind with weights, and some that were held out."""
+    path, x_0 = folder / "weighted.npz", Digits().train().take(60)["x_0"].numpy()
+    np.savez(path, x_0=x_0[:40], weights=np.linspace(0.1, 1, 40), x_0_test=x_0[40:])
+    return str(path)
+
+
 MADE: dict[type[Dataset], Callable[[Path], Dataset]] = {  # members that need files
     CIFAR10: lambda folder: small_sheets(folder) and CIFAR10(check_md5=False),
     MNIST: lambda folder: small_mnist(folder) and MNIST(check_md5=False),
     Images: lambda folder: Images(folder=str(small_pictures(folder / "pictures")), size=8, test_share=0.3),
+    Tilted: lambda folder: Tilted(base=Digits(), path=small_pool(folder)),
     Arrays: lambda folder: Arrays(path=small_arrays(folder), test_share=0.2),
 }
 
@@ -128,7 +136,8 @@ def test_taken_items_are_different_and_follow_the_seed(sides):
     for side in sides:
         n = min(side.size or 50, 50)
         taken = side.take(n, seed=5)["x_0"]
-        assert len(taken.flatten(1).unique(dim=0)) == n
+        weighted = isinstance(side, TensorExamples) and side.weights is not None
+        assert len(taken.flatten(1).unique(dim=0)) == n or weighted  # by weight, some come more than once
         assert torch.equal(taken, side.take(n, seed=5)["x_0"])
         assert n == 1 or not torch.equal(taken, side.take(n, seed=6)["x_0"])
 

@@ -81,6 +81,8 @@ def _called(call: ast.Call, classes: Mapping[str, type], flag: str, given: dict[
 def _value(node: ast.expr, classes: Mapping[str, type], flag: str) -> Any:
     if isinstance(node, ast.Call):
         return _called(node, classes, flag, {})
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(_value(element, classes, flag) for element in node.elts)
     try:
         return ast.literal_eval(node)
     except ValueError as error:

@@ -27,7 +27,7 @@ from fewstep.finetuning import FinetunePlan, Finetuning, finetune
 from fewstep.pretrained import load, sample
 from fewstep.rewards import Reward
 from fewstep.steering import kl_at_least, rewards_of
-from fewstep.training.loop import PREPARED
+from fewstep.training.checkpoint import PREPARED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Flags(FinetunePlan):
     decode: str = ""
     """FILE.py:FUNCTION that makes of latent items what the reward looks at."""
     n: int = 500
-    """Samples to measure before and after."""
+    """Samples to measure before and after, 100 or more."""
     out: Path | None = None
     """Folder of the new run; RUN-METHOD if left out."""
     data: Path | None = None
@@ -70,8 +70,8 @@ def run(arguments: list[str]) -> int:
     from fewstep.training.checkpoint import stored_recipe
 
     flags = parse(Flags, arguments, "finetune", __doc__)
-    if flags.n < 20 or flags.checkpoint_every < 1:
-        raise UserError("--n counts from 20 up, --checkpoint-every from 1")
+    if flags.n < 100 or flags.checkpoint_every < 1:
+        raise UserError("--n counts from 100 up (fewer say nothing of a divergence), --checkpoint-every from 1")
     allow_code_here(flags.trust_code)
     reward = reward_of(flags.reward, flags.weights, flags.decode, stored_recipe(flags.run, flags.trust_code).dataset)
     out = flags.out or flags.run.parent / f"{flags.run.name}-{flags.method}"

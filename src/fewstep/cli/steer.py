@@ -79,8 +79,8 @@ def run(arguments: list[str]) -> int:
     from fewstep import pictures
 
     flags = parse(Flags, arguments, "steer", __doc__)
-    if flags.n < 2 or flags.seed < 0:
-        raise UserError("--n counts from 2 up, and --seed from 0")
+    if flags.n < 2 or flags.seed < 0 or not flags.temperature > 0:
+        raise UserError("--n counts from 2 up, --seed from 0, and --temperature is above 0")
     run = open_run(flags.run, flags.device, flags.trust_code, "steer", arguments)
     reward = reward_of(flags.reward, flags.weights, flags.decode, run.recipe.dataset)
     method = method_of(flags.method, flags.temperature, flags.max_batch)
@@ -153,6 +153,7 @@ def numbers(found: steering.SteeredSamples, own: steering.SteeredSamples) -> dic
         "n": len(found.x),
         "temperature": found.temperature,
         "mean_reward": found.mean_reward,
+        "mean_reward_error": found.mean_reward_error,
         "own_mean_reward": own.mean_reward,
         "log_z": found.log_z,
         "kl": found.kl,
@@ -184,5 +185,6 @@ def table(result: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
         "seconds": "seconds",
     }
     rows = [[text, f"{result[name]:.4g}"] for name, text in names.items() if result.get(name) is not None]
+    rows[0][1] += f" ± {result['mean_reward_error']:.2g}"
     title = f"{result['recipe']}, {result['reward']}, T = {result['temperature']:g}: {result['n']} samples"
     return title, ["number", "value"], rows

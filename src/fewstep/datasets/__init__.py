@@ -7,6 +7,7 @@ from fewstep.datasets.digits import Digits
 from fewstep.datasets.images import Images
 from fewstep.datasets.mixtures import T2, Correlated, MixtureDataset, MixtureExamples, Ring
 from fewstep.datasets.mnist import MNIST
+from fewstep.datasets.tilted import Tilted
 
 __all__ = [
     "CIFAR10",
@@ -22,4 +23,5 @@ __all__ = [
     "MixtureExamples",
     "Ring",
     "TensorExamples",
+    "Tilted",
 ]

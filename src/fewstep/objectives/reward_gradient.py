@@ -14,6 +14,7 @@ from fewstep.pretrained import load
 from fewstep.rewards import Reward
 from fewstep.scaling import GaussianScaling
 from fewstep.shapes import per_item
+from fewstep.steering.base import checked_rewards
 from fewstep.times import TimeLaw, Uniform
 
 
@@ -73,11 +74,11 @@ class _Anchored:
         drawn = _draw(model, z, x_tau, tau)
         with torch.no_grad():
             anchor = _draw(reference, z, x_tau, tau)
-        r = self.reward(drawn)
-        if r.shape != (len(x_0),) or not r.isfinite().all():
+        r = checked_rewards(self.reward, drawn)
+        if not r.isfinite().all():
             raise UserError(
-                f"the reward of {len(x_0)} items is {tuple(r.shape)}, {int((~r.isfinite()).sum())} not finite: give "
-                f"({len(x_0)},), finite numbers"
+                f"the reward of {int((~r.isfinite()).sum())} of {len(r)} items is not finite: give finite numbers, or tilt "
+                "instead (--method tilt), where -infinity is an item that must not be"
             )
         if not r.requires_grad:
             raise UserError(

@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fewstep.draws import Source
 from fewstep.errors import UserError
-from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
+from fewstep.models.base import EvaluationCounter, Model
 from fewstep.models.consistency import has_posterior
 from fewstep.particles import log_mean_exp, systematic, take
 from fewstep.progress import Meter
@@ -27,10 +27,11 @@ def rewards_of(reward: RewardFunction, x_0: Tensor, max_batch: int = 4096) -> Te
     Raises `UserError` where the reward fails, is not one number for each item, or is NaN or +infinity (-infinity is an item
     that must not be).
     """
-    return torch.cat([_checked(reward, part) for part in x_0.split(max_batch)])
+    return torch.cat([checked_rewards(reward, part) for part in x_0.split(max_batch)])
 
 
-def _checked(reward: RewardFunction, x_0: Tensor) -> Tensor:
+def checked_rewards(reward: RewardFunction, x_0: Tensor) -> Tensor:
+    """`rewards_of` in one piece."""
     try:
         r = reward(x_0)
     except UserError:
@@ -105,9 +106,16 @@ class SteeredSamples:
         return (weights.reshape(-1, *[1] * (values.ndim - 1)) * values).sum(0)
 
     @property
+    def mean_reward_error(self) -> float:
+        """The standard error of the mean reward, as if samples were independent."""
+        away = self.rewards - self.mean_reward
+        return (self.log_w.exp() * away).nan_to_num(0.0).square().sum().sqrt().item()
+
+    @property
     def mean_reward(self) -> float:
         """The weighted mean of the rewards."""
-        return self.expectation(self.rewards).item()
+        weights = self.log_w.exp()
+        return torch.where(weights > 0, weights * self.rewards, 0.0).sum().item()
 
     def unweighted(self, generator: Source = None) -> Tensor:
         """As many samples `(k, *item_shape)` without weights, drawn by their weights (systematically)."""
@@ -128,6 +136,7 @@ class SteeringMethod(ABC):
     max_batch: int = 4096
 
     together: ClassVar[bool] = False
+    needs_posterior: ClassVar[bool] = True
     remedy: ClassVar[str] = "take more samples, or a higher temperature"
 
     def __post_init__(self) -> None:
@@ -151,7 +160,7 @@ class SteeringMethod(ABC):
         check_count("num_samples", num_samples)
         if isinstance(generator, Sequence):
             raise UserError(f"the samples of {name} share their randomness: give one generator")
-        if not has_posterior(model):
+        if self.needs_posterior and not has_posterior(model):
             raise UserError(f"{name} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none")
         sizes = [1] if self.together else _groups(num_samples, max(1, self.max_batch // self.held))
         k = num_samples if self.together else 1
@@ -165,6 +174,11 @@ class SteeringMethod(ABC):
             found = parts[0] if self.together else _joined(parts)
             x = found.x.reshape(num_samples, *model.item_shape)
             rewards = law.rewards(x)
+        if rewards.isneginf().all():
+            raise UserError(
+                f"none of the {num_samples} samples has a reward above -infinity: the reward allows nothing that was drawn; "
+                "soften it, or take more samples or draws"
+            )
         nfe = counter.items / num_samples
         weighted = found if self.weighs else Drawn(x=found.x)
         samples = collect([weighted], num_samples, tuple(model.item_shape), nfe, name, self.remedy)
@@ -185,7 +199,7 @@ class SteeringMethod(ABC):
 
     def target(
         self,
-        model: PosteriorModel,
+        model: Any,
         reward: RewardFunction,
         generator: Source = None,
         decode: Callable[[Tensor], Tensor] | None = None,
@@ -231,7 +245,7 @@ class SteeringMethod(ABC):
             return None if log_z is None or log_z == -torch.inf else max(0.0, mean - log_z)
         if found.log_w is None:
             return None
-        return (g - found.log_w.flatten()).mean().item()
+        return max(0.0, (g - found.log_w.flatten()).mean().item())
 
 
 def _groups(n: int, size: int) -> list[int]:

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.particles import effective_sample_size, finite, log_mean_exp
 from fewstep.shapes import per_item
 from fewstep.steering.target import Target
@@ -69,9 +70,15 @@ def gradients_of_draws(target: Target, x_tau: Tensor, tau: Tensor, z: Tensor) ->
         at = x_tau.detach().expand_as(z).flatten(0, 1).requires_grad_()
         times = tau if tau.ndim == 0 else tau.repeat(len(z))
         drawn = target.push(at, times, z.flatten(0, 1)[None])[0].reshape(z.shape)
-        g = target.log_potential(drawn)
+        g = _with_derivative(target.log_potential(drawn))
         slopes = torch.autograd.grad(torch.where(g.isfinite(), g, 0.0).sum(), at)[0].reshape(z.shape)
     return drawn.detach(), g.detach().double(), slopes
+
+
+def _with_derivative(g: Tensor) -> Tensor:
+    if not g.requires_grad:
+        raise UserError("this gradient goes through the reward, which has no derivative: take gradient='covariance'")
+    return g
 
 
 def shift_of_draws(x_0: Tensor, g: Tensor) -> Tensor:
@@ -130,7 +137,7 @@ def _plug_in(target: Target, x_tau: Tensor, tau: Tensor) -> ValueEstimate:
     with torch.enable_grad():
         at = x_tau.detach().requires_grad_()
         mean = target.mean(at, tau)[None]
-        g = target.log_potential(mean)
+        g = _with_derivative(target.log_potential(mean))
         gradient = torch.autograd.grad(g.sum(), at)[0]
     unknown, rows = torch.full_like(gradient, torch.nan), torch.full_like(g[0].double(), torch.nan)
     return ValueEstimate(

@@ -37,6 +37,7 @@ from fewstep.recipe import Recipe
 from fewstep.samplers.base import Sampler
 
 STATE, TENSORS = "training.json", "training.safetensors"
+PREPARED = "finetuning"  # a folder of the run for what it needs and that is there before it
 
 
 @dataclass
@@ -133,7 +134,19 @@ def stored_recipe(run: Path, trust_code: bool = False) -> Recipe:
     path = run / "recipe.json"
     if not path.exists():
         raise UserError(f"{path} is missing: {run} is not the folder of a run; `fewstep train` makes one")
-    return from_config(parse_json(path.read_bytes(), path), trust_code)
+    return from_config(_moved(parse_json(path.read_bytes(), path), run), trust_code)
+
+
+def _moved(value: Any, run: Path) -> Any:
+    """A configuration with the paths inside the run as they are now, where the run was moved."""
+    if isinstance(value, dict):
+        return {key: _moved(item, run) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, run) for item in value]
+    if isinstance(value, str) and f"/{PREPARED}/" in value and not Path(value).exists():
+        here = run / PREPARED / value.rpartition(f"/{PREPARED}/")[2]
+        return str(here.absolute()) if here.exists() else value
+    return value
 
 
 def check_recipe(stored: dict[str, Any], recipe: Recipe, source: Path) -> None:

@@ -28,10 +28,16 @@ from fewstep.objectives.base import Batch, Objective
 from fewstep.pretrained import newest_checkpoint
 from fewstep.progress import Meter, peak_memory
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.training.checkpoint import TrainingState, check_recipe, copy_weights, restore_checkpoint, save_checkpoint
+from fewstep.training.checkpoint import (
+    PREPARED,
+    TrainingState,
+    check_recipe,
+    copy_weights,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from fewstep.training.log import Averages, Log
 
-PREPARED = "finetuning"  # a folder for what a run needs and that is there before it
 PATIENCE = 10  # non-finite steps in a row before training stops
 
 
