@@ -151,7 +151,7 @@ def test_more_than_there_are_is_refused(sides):
 
 
 def test_train_and_test_share_no_item(sides):
-    """Every item of the finite data used here occurs once, so that a common row is a common item."""
+    """Every item of the finite data used here occurs once (weighted ones more than once in training): a common row is one."""
     train, test = (side.take(side.size or 1000)["x_0"].flatten(1) for side in sides)
     both = torch.cat([train, test])
-    assert len(both.unique(dim=0)) == len(train) + len(test)
+    assert len(both.unique(dim=0)) == len(train.unique(dim=0)) + len(test)
