@@ -1,0 +1,135 @@
+"""The score view of drifting (arXiv 2603.07514): mean shifts as kernel-smoothed scores, and what is left over.
+
+With `pi_k(x) = E_{y ~ pi}[k(x, y)]` and w the law of y tilted by `k(x, .)`:
+
+- a Gaussian kernel: `V_pi = h^2 grad log pi_h`, exactly (theorem 1);
+- by the kernel's own score: `V = alpha s + delta`, `s = grad log pi_k = E_w[(y - x) / b(r)]`, `alpha = E_w[b(r)]`, and the
+  residual `delta = Cov_w(b(r), (y - x) / b(r))`, which is 0 where b is constant;
+- by the companion kernel's: `V = (pi_k# / pi_k) grad log pi_k#`, without a residual.
+
+For clouds, and for populations: mixtures of Gaussians under a Gaussian or a Laplace kernel, exactly in any dimension (a Laplace
+kernel is a mixture of Gaussian ones, `exp(-a r) = int a / (2 sqrt(pi)) t^(-3/2) exp(-a^2 / 4 t) exp(-t r^2) dt`).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.kernels import Gaussian, Kernel, Laplace
+from fewstep.mixture import GaussianMixture
+from fewstep.shapes import distances
+
+NODES = 800  # of the quadrature over scales
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decomposition:
+    """`shift = alpha score + delta` at points `(n, d)`: alpha `(n,)`, a squared length; the others `(n, d)`.
+
+    `delta_across` is the part of delta that is orthogonal to the score.
+    """
+
+    shift: Tensor
+    alpha: Tensor
+    score: Tensor
+
+    @property
+    def delta(self) -> Tensor:
+        """The residual."""
+        return self.shift - self.alpha[:, None] * self.score
+
+    @property
+    def delta_across(self) -> Tensor:
+        """The part of the residual that is orthogonal to the score."""
+        along = (self.delta * self.score).sum(1) / self.score.square().sum(1).clamp_min(1e-300)
+        return self.delta - along[:, None] * self.score
+
+
+def decompose(kernel: Kernel, x: Tensor, y: Tensor) -> Decomposition:
+    """The mean shift of a cloud y `(m, d)` at x `(n, d)`, by the kernel's own score."""
+    r = distances(x, y)
+    w, b, away = kernel.log_k(r).softmax(1), kernel.b(r), y - x[:, None]
+    return Decomposition(
+        shift=(w[..., None] * away).sum(1), alpha=(w * b).sum(1), score=((w / b)[..., None] * away).sum(1)
+    )
+
+
+def decompose_sharp(kernel: Kernel, x: Tensor, y: Tensor) -> Decomposition:
+    """The same by the companion kernel's score: alpha is `pi_k# / pi_k`, and there is no residual."""
+    r, away = distances(x, y), y - x[:, None]
+    log_k, log_sharp = kernel.log_k(r), kernel.log_sharp(r)
+    score = ((log_k - log_sharp.logsumexp(1, keepdim=True)).exp()[..., None] * away).sum(1)
+    alpha = (log_sharp.logsumexp(1) - log_k.logsumexp(1)).exp()
+    return Decomposition(shift=(log_k.softmax(1)[..., None] * away).sum(1), alpha=alpha, score=score)
+
+
+def decompose_population(kernel: Kernel, x: Tensor, law: GaussianMixture) -> Decomposition:
+    """The mean shift of a whole mixture at x `(n, d)`, by the kernel's own score; Gaussian and Laplace kernels.
+
+    Raises `UserError` for other kernels, which have no closed form here.
+    """
+    eye = torch.eye(law.dim, dtype=x.dtype, device=x.device)
+    if isinstance(kernel, Gaussian):
+        smoothed = law.affine(eye, kernel.bandwidth**2 * eye)
+        score = smoothed.score(x)
+        alpha = torch.full((len(x),), kernel.bandwidth**2, dtype=x.dtype, device=x.device)
+        return Decomposition(shift=alpha[:, None] * score, alpha=alpha, score=score)
+    if not isinstance(kernel, Laplace):
+        raise UserError(f"populations are known under Gaussian and Laplace kernels, not {type(kernel).__name__}")
+    rate = 1 / kernel.bandwidth
+    # the integrand has its peak about t = rate / 2 r; it falls as exp(-rate^2 / 4 t) below and as t^(-(d + 1) / 2) above
+    size = (law.covariance.trace() + (x - law.mean).square().sum(1).max()).sqrt().item()
+    peak = math.log(rate / (2 * size))
+    ends = min(peak - 6, 2 * math.log(rate) - 8), peak + 8 + 56 / (law.dim + 1)
+    log_t = torch.linspace(ends[0], ends[1], NODES, dtype=x.dtype, device=x.device)
+    scales, (spectrum, axes) = log_t.exp().tolist(), torch.linalg.eigh(law.covariances)
+    away = torch.einsum("kji,nkj->nki", axes, x[:, None] - law.means)  # (n, components, d), along each one's axes
+    log_mass = []
+    for scale in scales:
+        variance = spectrum + 1 / (2 * scale)
+        density = -0.5 * ((away.square() / variance).sum(-1) + variance.log().sum(-1) + law.dim * math.log(2 * math.pi))
+        # weight of the scale, times dt = t d(log t), times E[exp(-t r^2)] = (pi / t)^(d / 2) density of the smoothed law
+        weight = math.log(rate / 2) - 0.5 * math.log(math.pi * scale) - rate**2 / (4 * scale)
+        log_mass.append(weight + 0.5 * law.dim * math.log(math.pi / scale) + law.weights.log() + density)
+    share = torch.stack(log_mass, dim=1).flatten(1).softmax(1).reshape(len(x), NODES, -1)  # of each scale and component
+    score, shift = torch.zeros_like(away), torch.zeros_like(away)
+    for i, scale in enumerate(scales):
+        pull = share[:, i, :, None] * away / -(spectrum + 1 / (2 * scale))
+        score += pull
+        shift += pull / (2 * scale)  # grad exp(-t r^2) = 2 t (y - x) exp(-t r^2)
+    score, shift = (torch.einsum("kij,nkj->ni", axes, v) for v in (score, shift))
+    # E[k r] = -d/da E[k], by the derivative of the weights
+    mean_distance = (share.sum(2) * (rate / (2 * log_t.exp()) - 1 / rate)).sum(1)
+    return Decomposition(shift=shift, alpha=kernel.bandwidth * mean_distance, score=score)
+
+
+def alignment(p: Decomposition, q: Decomposition, tau_rho: float | None = None) -> dict[str, float]:
+    """How the drift `D = V_p - V_q` and the score difference `S = s_p - s_q` agree, in the mean over points x ~ q.
+
+    `cosine` in the mean; `c_star = <D, S> / ||S||^2`, the best factor; `c_alpha = E[alpha_p + alpha_q] / 2` and, where given,
+    `c_rho = tau rho`; `absolute`, `E ||D - c_alpha S||^2`, and `relative`, over `E ||D||^2`; `relative_best` with c_star;
+    `alpha_ratio`, the mean of `alpha_p / alpha_q`; `gap_energy`, `E ||delta_p - delta_q||^2`, and `gap_share`, over `E ||D||^2`.
+    """
+    drift, score, gap = p.shift - q.shift, p.score - q.score, p.delta - q.delta
+    energy = drift.square().sum(1).mean()
+    c_star = ((drift * score).sum() / score.square().sum()).item()
+    c_alpha = (0.5 * (p.alpha + q.alpha)).mean().item()
+
+    def off(c: float) -> float:
+        return (drift - c * score).square().sum(1).mean().item()
+
+    found = {
+        "cosine": torch.cosine_similarity(drift, score, dim=1).mean().item(),
+        "c_star": c_star,
+        "c_alpha": c_alpha,
+        "absolute": off(c_alpha),
+        "relative": off(c_alpha) / energy.item(),
+        "relative_best": off(c_star) / energy.item(),
+        "alpha_ratio": (p.alpha / q.alpha).mean().item(),
+        "gap_energy": gap.square().sum(1).mean().item(),
+        "gap_share": (gap.square().sum(1).mean() / energy).item(),
+    }
+    return found | ({} if tau_rho is None else {"c_rho": tau_rho})
