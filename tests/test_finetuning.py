@@ -20,7 +20,7 @@ from fewstep.pretrained import load
 from fewstep.rewards import Linear, Reward
 from fewstep.samplers import Ancestral
 from fewstep.steering import rewards_of
-from fewstep.steering.pools import Pool, strongest, weigh
+from fewstep.steering.pools import Pool, placed, strongest, weigh
 from fewstep.training import TrainingOptions, train
 from fewstep.training.checkpoint import stored_recipe
 from problems import doubles, generator, normals, t2
@@ -134,6 +134,18 @@ def test_pools_of_two_rounds_are_one_law():
     assert found.ess > weigh(pools[:1], 1.0).ess
     wrong = weigh([pools[0], replace_pool(pools[1], strength=0.0)], 1.0)  # as if it had been drawn from the reference
     assert ((wrong.weights[:, None] * wrong.x_0).sum(0) - law.mean).abs().max() > 0.2
+
+
+def test_a_pool_is_placed_where_it_is():
+    """Drawn from the reference though the model was to be at .4: its strength is about 0; drawn from .4, it is .4."""
+    first = t2().sample((8000,), generator(0))
+    old = Pool(x_0=first, g=first @ SLOPE, strength=0.0, log_z=0.0)
+    for strength in (0.0, 0.4):
+        law, log_z = t2().tilt(strength * SLOPE)
+        x = law.sample((8000,), generator(3))
+        found = placed([old], Pool(x_0=x, g=x @ SLOPE, strength=0.9, log_z=9.0))
+        assert found.strength == pytest.approx(strength, abs=0.04)
+        assert found.log_z == pytest.approx(log_z.item(), abs=0.03)
 
 
 def replace_pool(pool, **changes):
@@ -295,6 +307,22 @@ def test_a_reward_without_a_derivative_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="no derivative"):
         finetune(run, Steps(), replace(SMALL, method="gradient"), options(tmp_path / "tuned"))
     assert finetune(run, Steps(), SMALL, options(tmp_path / "tilted")).reason == "finished"
+
+
+def test_a_learnt_reward_and_a_temperature(run, tmp_path):
+    """A reward with weights of its own is one like others; the pool is weighted by `r / T`."""
+    plan = replace(SMALL, temperature=2.0)
+    finetune(run, Learnt(), plan, options(tmp_path / "tuned"))
+    with np.load(tmp_path / "tuned" / "finetuning" / "round-1" / "pool.npz") as pool:
+        assert_close(torch.from_numpy(pool["g"]), torch.from_numpy(pool["x_0"][:, 0]).double() / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnt(Reward):
+    """A reward whose result has a graph."""
+
+    def __call__(self, x_0: Tensor) -> Tensor:
+        return x_0[:, 0] * torch.ones((), requires_grad=True)
 
 
 @pytest.mark.slow

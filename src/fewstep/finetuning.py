@@ -31,8 +31,8 @@ from fewstep.pretrained import load, sample, save_pretrained
 from fewstep.progress import Meter
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.rewards import Reward
-from fewstep.steering.base import rewards_of
-from fewstep.steering.pools import Pool, Weighing, strongest
+from fewstep.steering.base import checked_rewards, rewards_of
+from fewstep.steering.pools import Pool, Weighing, placed, strongest
 from fewstep.training import TrainingOptions, train
 from fewstep.training.checkpoint import PREPARED, stored_recipe
 
@@ -129,7 +129,7 @@ def finetune(
 def _ask(reward: Reward, x_0: Tensor, plan: FinetunePlan) -> None:
     """`UserError` where the reward is bad, or has not the derivative that the method needs."""
     with torch.enable_grad():
-        r = rewards_of(reward, x_0.clone().requires_grad_())
+        r = checked_rewards(reward, x_0.clone().requires_grad_())
     if plan.method == "gradient" and not r.requires_grad:
         raise UserError("the reward has no derivative: make it of torch operations, or tilt instead (--method tilt)")
 
@@ -183,7 +183,9 @@ def _by_tilt(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: Traini
             write_file(base / "pool.npz", pictures.npz_bytes(arrays))
         with np.load(base / "pool.npz") as stored:
             x_0, g, nfe = torch.from_numpy(stored["x_0"]), torch.from_numpy(stored["g"]), float(stored["nfe"])
-        pools.append(Pool(x_0=x_0, g=g, strength=strength, log_z=log_z))
+        assumed = Pool(x_0=x_0, g=g, strength=strength, log_z=log_z)
+        pools.append(placed(pools, assumed) if pools else assumed)
+        strength = pools[-1].strength
         found = strongest(pools, plan.floor * len(g))
         row = {"strength": found.strength, "items": len(found.weights), "ess": found.ess, "log_z": found.log_z}
         row |= {"mean_reward": found.mean_g * plan.temperature, "kl": found.kl, "nfe": nfe}

@@ -10,6 +10,7 @@ to --out, and prints the rewards, what they cost in nats and in variety, and wha
 """
 
 import json
+import math
 import sys
 import time
 import warnings
@@ -91,6 +92,7 @@ def run(arguments: list[str]) -> int:
         found = method(run.model, reward, flags.n, generator, quiet=False)
     result = run.about | {"reward": repr(reward), "method": repr(method), "seed": flags.seed}
     result |= numbers(found, own) | {"seconds": time.monotonic() - start}
+    result = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in result.items()}
     out, shown = flags.out or flags.run / "steered", "steered.npz, steered.json"
     arrays = {"x_0": found.x, "log_w": found.log_w, "rewards": found.rewards}
     write_file(out / "steered.npz", pictures.npz_bytes({name: value.cpu().numpy() for name, value in arrays.items()}))
@@ -185,6 +187,7 @@ def table(result: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
         "seconds": "seconds",
     }
     rows = [[text, f"{result[name]:.4g}"] for name, text in names.items() if result.get(name) is not None]
-    rows[0][1] += f" ± {result['mean_reward_error']:.2g}"
+    if result["mean_reward"] is not None:
+        rows[0][1] += f" ± {result['mean_reward_error'] or 0:.2g}"
     title = f"{result['recipe']}, {result['reward']}, T = {result['temperature']:g}: {result['n']} samples"
     return title, ["number", "value"], rows

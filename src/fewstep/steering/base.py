@@ -1,5 +1,6 @@
 """What every steering method is: a posterior model and a reward in, samples of `p(x_0) exp(r(x_0) / T) / Z` out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,10 @@ def rewards_of(reward: RewardFunction, x_0: Tensor, max_batch: int = 4096) -> Te
     Raises `UserError` where the reward fails, is not one number for each item, or is NaN or +infinity (-infinity is an item
     that must not be).
     """
+    return _asked(reward, x_0, max_batch).detach()
+
+
+def _asked(reward: RewardFunction, x_0: Tensor, max_batch: int) -> Tensor:
     return torch.cat([checked_rewards(reward, part) for part in x_0.split(max_batch)])
 
 
@@ -76,7 +81,7 @@ class Tilt(Target):
     def rewards(self, x_0: Tensor) -> Tensor:
         """`r(x_0)` `(n,)` of items `(n, *item_shape)`."""
         seen = self.reward if self.decode is None else lambda x: self.reward(self.decode(x))
-        return rewards_of(seen, x_0, self.max_batch)
+        return _asked(seen, x_0, self.max_batch)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,7 +178,7 @@ class SteeringMethod(ABC):
             ]
             found = parts[0] if self.together else _joined(parts)
             x = found.x.reshape(num_samples, *model.item_shape)
-            rewards = law.rewards(x)
+            rewards = law.rewards(x).detach()
         if rewards.isneginf().all():
             raise UserError(
                 f"none of the {num_samples} samples has a reward above -infinity: the reward allows nothing that was drawn; "
@@ -194,7 +199,7 @@ class SteeringMethod(ABC):
             kl=self.kl(found, rewards / self.temperature, log_w, log_z),
             kl_is_bound=not self.weighs,
             nfe=nfe,
-            notes=samples.notes,
+            notes=samples.notes + _forbidden(rewards, log_w),
         )
 
     def target(
@@ -242,10 +247,21 @@ class SteeringMethod(ABC):
         if self.weighs:
             weights = log_w.exp()
             mean = torch.where(weights > 0, weights * g, 0.0).sum().item()
-            return None if log_z is None or log_z == -torch.inf else max(0.0, mean - log_z)
+            return None if log_z is None else _not_negative(mean - log_z)
         if found.log_w is None:
             return None
-        return max(0.0, (g - found.log_w.flatten()).mean().item())
+        return _not_negative((g - found.log_w.flatten()).mean().item())
+
+
+def _forbidden(rewards: Tensor, log_w: Tensor) -> tuple[str, ...]:
+    many = int((rewards.isneginf() & log_w.isfinite()).sum())
+    said = f"{many} of {len(rewards)} samples have a reward of -infinity, which must not be: take a method that weighs (SMC)"
+    return (said,) if many else ()
+
+
+def _not_negative(value: float) -> float | None:
+    """A divergence up to rounding; None where it is unknown, as where an item is not allowed at all."""
+    return max(0.0, value) if math.isfinite(value) else None
 
 
 def _groups(n: int, size: int) -> list[int]:

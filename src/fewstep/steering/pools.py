@@ -1,5 +1,6 @@
 """Pools of items weighted towards a reward, as far as their effective number allows."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,3 +66,18 @@ def strongest(pools: list[Pool], least: float) -> Weighing:
         middle = (low + high) / 2
         low, high = (middle, high) if weigh(pools, middle).ess >= least else (low, middle)
     return weigh(pools, low)
+
+
+def placed(pools: list[Pool], new: Pool) -> Pool:
+    """A new pool at the strength that it really has: where the older ones, weighted, have its mean of g.
+
+    Its items are drawn from a model that was trained towards `new.strength`, and may have come less far or farther.
+    """
+    mean = new.g.mean().item()
+    if not math.isfinite(mean):
+        return new
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if weigh(pools, middle).mean_g < mean else (low, middle)
+    return Pool(x_0=new.x_0, g=new.g, strength=low, log_z=weigh(pools, low).log_z)

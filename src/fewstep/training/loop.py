@@ -172,12 +172,13 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
     quiet = options.quiet or not main
     with _interruptible() as interrupted, Meter(recipe.name, recipe.steps, state.step, quiet=quiet) as meter:
         while state.step < recipe.steps:
-            start_of_step = generator.get_state()
+            start_of_step = generator.get_state(), torch.get_rng_state()
             try:
                 finite, values, raw, logs = step()
             except UserError:  # of somebody's reward or teacher: what was learnt is kept
                 if state.step and saved_at != state.step and not in_a_row and count == 1:
-                    generator.set_state(start_of_step)
+                    generator.set_state(start_of_step[0])
+                    torch.set_rng_state(start_of_step[1])
                     save()
                 raise
             state.step += 1
