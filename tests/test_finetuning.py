@@ -12,15 +12,19 @@ from torch.testing import assert_close
 
 import fewstep
 from fewstep.datasets import Arrays, TensorExamples
+from fewstep.draws import normal_like, seed_of_stream
 from fewstep.errors import UserError
 from fewstep.finetuning import FinetunePlan, finetune
 from fewstep.metrics import EnergyDistance
 from fewstep.objectives import RewardGradient
+from fewstep.objectives.base import noised
 from fewstep.pretrained import load
 from fewstep.rewards import Linear, Reward
 from fewstep.samplers import Ancestral
+from fewstep.scaling import GaussianScaling
 from fewstep.steering import rewards_of
 from fewstep.steering.pools import Pool, placed, strongest, weigh
+from fewstep.times import Uniform
 from fewstep.training import TrainingOptions, train
 from fewstep.training.checkpoint import stored_recipe
 from problems import doubles, generator, normals, t2
@@ -293,6 +297,38 @@ def test_the_anchor_is_at_rest_at_the_reference(run):
     moved = objective(model, batch, generator(0))
     assert_close(moved.per_sample, moved.raw)
     assert moved.raw.min() > 0
+
+
+def test_the_loss_of_the_gradient_is_its_formula(run, tmp_path):
+    """`-r / T + anchor / 2 ||G - G_ref||^2 / s^2` written out, with T = 2 and anchor = 3; and the plan's numbers reach it."""
+    model, reference = load(run).requires_grad_(True), load(run)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05)
+    objective = RewardGradient(reward=REWARD, reference=str(run), temperature=2.0, anchor=3.0)
+    x_0, source = normals(16, 2, seed=0, dtype=torch.float32), generator(5)
+    loss = objective(model, {"x_0": x_0}, generator(5))
+    x_tau, tau = noised(x_0, Uniform(), model.schedule, source)
+    z = normal_like(x_0, source)
+    drawn, old = (m(x_tau, tau).sample(noise=z) for m in (model, reference))
+    _, scale = GaussianScaling().coefficients(x_tau, tau, model.schedule, model.data_mean, model.data_std)
+    moved = (drawn - old).square().sum(1) / scale.square()
+    assert_close(loss.per_sample, -REWARD(drawn) / 2 + 1.5 * moved, rtol=1e-4, atol=1e-5)
+    finetune(run, REWARD, replace(SMALL, method="gradient", temperature=2.0, anchor=3.0), options(tmp_path / "tuned"))
+    stored = stored_recipe(tmp_path / "tuned").objective
+    assert (stored.temperature, stored.anchor) == (2.0, 3.0)
+
+
+def test_a_later_pool_is_drawn_from_the_round_before(run, tmp_path):
+    """And not from the reference; its strength is looked for, not assumed."""
+    plan = replace(SMALL, floor=0.9, source="model", rounds=2, lr=5e-3)
+    finetune(run, Linear(slope=(3.0, 0.0)), plan, options(tmp_path / "tuned"))
+    folder = tmp_path / "tuned" / "finetuning"
+    with np.load(folder / "round-2" / "pool.npz") as pool:
+        x_0 = torch.from_numpy(pool["x_0"])
+    seed = seed_of_stream(plan.seed, 2)
+    assert_close(x_0, fewstep.sample(load(folder / "round-1" / "run"), 400, seed=seed))
+    assert (x_0 - fewstep.sample(load(run), 400, seed=seed)).abs().max() > 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,11 @@ def test_the_divergence_of_a_tilt_is_found():
     assert kl_at_least(x, own, x @ slope, own @ slope) == pytest.approx(0.84841246, abs=0.05)
     assert kl_at_least(t2().sample((n,), generator(2)), own) < 0.005
     assert kl_at_least(x[:, :1], own[:, :1]) < 0.5
+    few = (
+        normals(100, 64, seed=3),
+        normals(100, 64, seed=4),
+    )  # asked of what it was learnt on, it would see a difference
+    assert kl_at_least(*few) < 0.1
     with pytest.raises(UserError, match="20 samples"):
         kl_at_least(x[:10], own)
     with pytest.raises(UserError, match="of both"):

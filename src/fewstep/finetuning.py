@@ -10,6 +10,7 @@ Two ways, both from the weights of the model that is there, a copy of which stay
 
 import json
 import math
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -138,8 +139,8 @@ def _store_plan(folder: Path, reference: Path, model: PosteriorFlow, reward: Rew
     """Keep the model as it was, and the plan; or check that they are those that are there."""
     given = {"plan": to_config(plan), "reward": to_config(reward)}
     if not reference.exists():
-        save_pretrained(model, reference)
         write_file(folder / "plan.json", json.dumps(given, indent=1))
+        save_pretrained(model, reference)
         return
     stored = parse_json((folder / "plan.json").read_bytes(), folder / "plan.json")
     changed = differences(stored, given)
@@ -173,8 +174,9 @@ def _by_gradient(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: Tr
 
 def _by_tilt(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: TrainingOptions) -> Finetuning:
     result, pools, source = Finetuning(run=options.out, reason="finished"), list[Pool](), Path(recipe.start_from)
-    strength, log_z = 0.0, 0.0
+    strength, log_z, started = 0.0, 0.0, time.monotonic()
     for number in range(1, plan.rounds + 1):
+        left = None if options.stop_after is None else options.stop_after - (time.monotonic() - started)
         base = (options.out / PREPARED / f"round-{number}").absolute()
         if not (base / "pool.npz").exists():
             drawn, nfe = _items(recipe, source, plan, number, options)
@@ -200,7 +202,9 @@ def _by_tilt(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: Traini
         kind = recipe.dataset.base if isinstance(recipe.dataset, Tilted) else recipe.dataset
         dataset = Tilted(base=kind, path=str(base / "weighted.npz"))
         tuned = replace(recipe, dataset=dataset, start_from=str(source))
-        result.reason = train(tuned, replace(options, out=folder)).reason
+        result.reason = train(
+            tuned, replace(options, out=folder, stop_after=None if left is None else max(0.0, left))
+        ).reason
         if result.reason != "finished" or last:
             break
         source, strength, log_z = folder, found.strength, found.log_z
