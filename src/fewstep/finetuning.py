@@ -11,6 +11,7 @@ Two ways, both from the weights of the model that is there, a copy of which stay
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from fewstep.files import parse_json, write_file
 from fewstep.models.base import EvaluationCounter
 from fewstep.models.posterior_flow import PosteriorFlow
 from fewstep.objectives import RewardGradient
+from fewstep.objectives.reward_gradient import differentiable_rewards
 from fewstep.pretrained import load, sample, save_pretrained
 from fewstep.progress import Meter
 from fewstep.recipe import Optimiser, Recipe
@@ -102,10 +104,13 @@ def finetune(
     if options.out.exists() and any(options.out.iterdir()) and not options.resume:
         raise UserError(f"{options.out} is not empty: add --resume to go on, or choose another --out")
     reward = reward.for_data(recipe.dataset)
-    _ask(reward, recipe.dataset.train(options.data).up_to(8)["x_0"], plan)
+    data, first = recipe.dataset.train(options.data), None
+    with torch.enable_grad():
+        asked: Callable = differentiable_rewards if plan.method == "gradient" else checked_rewards
+        asked(reward, data.up_to(8)["x_0"].clone().requires_grad_())
     if plan.method == "tilt" and plan.source == "data" and not (options.out / PREPARED).exists():
-        pool = _pool(recipe, reward, plan, options)
-        _check_floor(strongest([pool], plan.floor * len(pool.g)), plan)
+        first = _weighed(reward, data.up_to(plan.pool, plan.seed)["x_0"], plan)
+        _check_floor(strongest([first], plan.floor * len(first.g)), plan)
     reference = (options.out / PREPARED / "reference").absolute()
     _store_plan(options.out / PREPARED, reference, model, reward, plan)
     tuned = replace(
@@ -123,16 +128,8 @@ def finetune(
     return (
         _by_gradient(tuned, reward, plan, options)
         if plan.method == "gradient"
-        else _by_tilt(tuned, reward, plan, options)
+        else _by_tilt(tuned, reward, plan, options, first)
     )
-
-
-def _ask(reward: Reward, x_0: Tensor, plan: FinetunePlan) -> None:
-    """`UserError` where the reward is bad, or has not the derivative that the method needs."""
-    with torch.enable_grad():
-        r = checked_rewards(reward, x_0.clone().requires_grad_())
-    if plan.method == "gradient" and not r.requires_grad:
-        raise UserError("the reward has no derivative: make it of torch operations, or tilt instead (--method tilt)")
 
 
 def _store_plan(folder: Path, reference: Path, model: PosteriorFlow, reward: Reward, plan: FinetunePlan) -> None:
@@ -172,16 +169,20 @@ def _by_gradient(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: Tr
     return Finetuning(run=options.out, reason=outcome.reason)
 
 
-def _by_tilt(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: TrainingOptions) -> Finetuning:
+def _by_tilt(
+    recipe: Recipe, reward: Reward, plan: FinetunePlan, options: TrainingOptions, first: Pool | None
+) -> Finetuning:
+    """Round by round; `first` is the first pool where it has been weighed already."""
     result, pools, source = Finetuning(run=options.out, reason="finished"), list[Pool](), Path(recipe.start_from)
     strength, log_z, started = 0.0, 0.0, time.monotonic()
     for number in range(1, plan.rounds + 1):
         left = None if options.stop_after is None else options.stop_after - (time.monotonic() - started)
         base = (options.out / PREPARED / f"round-{number}").absolute()
         if not (base / "pool.npz").exists():
-            drawn, nfe = _items(recipe, source, plan, number, options)
-            asked, at = (rewards_of(reward, drawn) / plan.temperature).numpy(), np.array([strength, log_z])
-            arrays = {"x_0": drawn.numpy(), "g": asked, "strength": at, "nfe": np.array(nfe)}
+            pool, nfe = (
+                (first, 0.0) if first and number == 1 else _new_pool(recipe, source, reward, plan, number, options)
+            )
+            arrays = {"x_0": pool.x_0.numpy(), "g": pool.g.numpy(), "nfe": np.array(nfe)}
             write_file(base / "pool.npz", pictures.npz_bytes(arrays))
         with np.load(base / "pool.npz") as stored:
             x_0, g, nfe = torch.from_numpy(stored["x_0"]), torch.from_numpy(stored["g"]), float(stored["nfe"])
@@ -196,6 +197,8 @@ def _by_tilt(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: Traini
         if not (base / "weighted.npz").exists():
             held_out = _held_out(recipe, reward, plan, found.strength, options)
             arrays = {"x_0": found.x_0.numpy(), "weights": found.weights.numpy(), "x_0_test": held_out.numpy()}
+            if step := recipe.dataset.train(options.data).step:
+                arrays["levels"] = np.array(round(2 / step) + 1)
             write_file(base / "weighted.npz", pictures.npz_bytes(arrays))
         last = found.strength >= 1 or number == plan.rounds or plan.source == "data"
         folder = options.out if last else base / "run"
@@ -223,9 +226,8 @@ def _by_tilt(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: Traini
     return result
 
 
-def _pool(recipe: Recipe, reward: Reward, plan: FinetunePlan, options: TrainingOptions) -> Pool:
-    """The training data as a pool."""
-    x_0 = _items(recipe, Path(), plan, 1, options)[0]
+def _weighed(reward: Reward, x_0: Tensor, plan: FinetunePlan) -> Pool:
+    """Items of the law as it was, with `r / T`."""
     return Pool(x_0=x_0, g=rewards_of(reward, x_0) / plan.temperature, strength=0.0, log_z=0.0)
 
 
@@ -238,14 +240,15 @@ def _held_out(recipe: Recipe, reward: Reward, plan: FinetunePlan, strength: floa
     return x_0[kept & g.isfinite()]
 
 
-def _items(
-    recipe: Recipe, source: Path, plan: FinetunePlan, number: int, options: TrainingOptions
-) -> tuple[Tensor, float]:
-    """Items to weigh, training data or draws of the model in `source` (images clamped to [-1, 1]), and evaluations for each."""
+def _new_pool(
+    recipe: Recipe, source: Path, reward: Reward, plan: FinetunePlan, number: int, options: TrainingOptions
+) -> tuple[Pool, float]:
+    """Training data or draws of the model in `source` (images clamped to [-1, 1]), and the evaluations for each item."""
     if plan.source == "data":
-        return recipe.dataset.train(options.data).up_to(plan.pool, plan.seed)["x_0"], 0.0
+        return _weighed(reward, recipe.dataset.train(options.data).up_to(plan.pool, plan.seed)["x_0"], plan), 0.0
     model = load(source)
     quiet = options.quiet
     with EvaluationCounter(model) as counter, Meter(f"pool {number}", plan.pool, unit="item", quiet=quiet) as meter:
         drawn = sample(model, plan.pool, seed=seed_of_stream(plan.seed, number), progress=meter.update).cpu()
-    return (drawn.clamp(-1, 1) if len(model.item_shape) == 3 else drawn), counter.items / plan.pool
+    items = drawn.clamp(-1, 1) if len(model.item_shape) == 3 else drawn
+    return _weighed(reward, items, plan), counter.items / plan.pool

@@ -15,10 +15,8 @@ from fewstep.draws import item_generators, normal
 from fewstep.errors import UserError
 from fewstep.files import CHECKSUMS, parse_json, read_checked, write_folder
 from fewstep.models.base import Model
-from fewstep.models.mean_flow import MeanFlow
-from fewstep.samplers.ancestral import Ancestral
 from fewstep.samplers.base import Sampler, check_model
-from fewstep.samplers.flow_map import FlowMap
+from fewstep.samplers.usual import sampler_of
 from fewstep.schedule import Schedule
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -98,11 +96,6 @@ def sample(
         chunks.append(chosen(model, noise, generators))
         progress(start + size)
     return torch.cat(chunks)
-
-
-def sampler_of(model: Model) -> Sampler:
-    """The model's default sampler; where it has none, `FlowMap()` for a Mean Flow and `Ancestral()` for a posterior."""
-    return model.sampler or (FlowMap() if isinstance(model, MeanFlow) else Ancestral())
 
 
 def pretrained_files(model: Model, sampler: Sampler | None) -> dict[str, bytes]:

@@ -4,9 +4,7 @@ A reward is any such function; these are frozen dataclasses, so that a recipe ca
 All but that of a file are differentiable.
 """
 
-import importlib.util
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +20,19 @@ from fewstep.datasets.images import read_whole_picture
 from fewstep.errors import UserError
 from fewstep.features import classifier_of
 from fewstep.shapes import flat
+from fewstep.user_code import run_file
+
+__all__ = [
+    "ClassProbability",
+    "DecodedReward",
+    "FileReward",
+    "Ink",
+    "Likeness",
+    "Linear",
+    "Reward",
+    "Symmetry",
+    "WeightedRewards",
+]
 
 
 class Reward(ABC):
@@ -191,15 +202,7 @@ def function_of_file(file: str) -> Callable[[Tensor], Tensor]:
     path = Path(text)
     if not path.exists():
         raise UserError(f"{path} does not exist: give PATH.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"fewstep_of_file_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error} (--debug shows where)") from error
+    module = run_file(path, f"fewstep_of_file_{path.stem}")
     function = vars(module).get(name)
     if not callable(function):
         raise UserError(f"{path} has no function {name!r}")

@@ -42,7 +42,7 @@ def small_arrays(folder: Path) -> str:
 def small_pool(folder: Path) -> str:
     """Items of the digits' kind with weights, and some that were held out."""
     path, x_0 = folder / "weighted.npz", Digits().train().take(60)["x_0"].numpy()
-    np.savez(path, x_0=x_0[:40], weights=np.linspace(0.1, 1, 40), x_0_test=x_0[40:])
+    np.savez(path, x_0=x_0[:40], weights=np.linspace(0.1, 1, 40), x_0_test=x_0[40:], levels=np.array(17))
     return str(path)
 
 

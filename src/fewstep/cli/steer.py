@@ -111,18 +111,12 @@ def run(arguments: list[str]) -> int:
 
 def reward_of(texts: tuple[str, ...], weights: tuple[float, ...], decode: str, dataset: Dataset) -> rewards.Reward:
     """The reward that the flags name, for items of this data set, or for what `decode` makes of them."""
-    classes: dict[str, type] = {
-        name: value
-        for name, value in vars(rewards).items()
-        if isinstance(value, type) and issubclass(value, rewards.Reward)
-    }
-    del classes["Reward"]
     if not texts:
         raise UserError(f"what is wanted? give --reward {', '.join(REWARDS)}, a call or FILE.py:FUNCTION")
     found = [
         rewards.FileReward(file=text)
         if ".py:" in text and "(" not in text
-        else build(text, classes, REWARDS, "--reward", {}, rewards.Reward)
+        else build(text, concrete(rewards), REWARDS, "--reward", {}, rewards.Reward)
         for text in texts
     ]
     if weights and len(weights) != len(found):

@@ -7,10 +7,8 @@ it runs its code. Every number, word and switch of the recipe is a flag, such as
 accelerate launch --multi_gpu --num_processes 2 -m fewstep train RECIPE.
 """
 
-import importlib.util
 import shlex
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +19,7 @@ from fewstep.cli._parsing import parse, parse_duration
 from fewstep.errors import UserError
 from fewstep.recipe import Recipe
 from fewstep.recipes import find_recipe
+from fewstep.user_code import run_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,20 +96,7 @@ def _from_file(path: Path) -> Recipe:
         raise UserError(f"{path} does not exist: give a recipe's name or a Python file with a variable recipe")
     if path.stem in sys.stdlib_module_names or path.stem in sys.modules:
         raise UserError(f"{path} would take the place of the module {path.stem}: give the file another name")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} cannot be imported: give a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # so that its classes have names by which they can be found again
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        number = error.lineno if isinstance(error, SyntaxError) else (frames or [None])[-1]
-        line = f", line {number}" if number else ""
-        raise UserError(f"{path}{line}: {type(error).__name__}: {error} (--debug shows where)") from error
+    module = run_file(path, path.stem)
     recipe = vars(module).get("recipe")
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path} has no variable `recipe` that is a fewstep.recipe.Recipe")

@@ -14,8 +14,8 @@ from fewstep.errors import UserError
 class Tilted(Dataset):
     """The items of an .npz file: `x_0` `(n, *item_shape)` drawn in proportion to `weights` `(n,)`, and `x_0_test` without.
 
-    `base` is the data set whose kind they are: it gives shape and grey levels. They have no labels. Raises `UserError` where the
-    file is missing or has not these arrays, or nothing was held out.
+    `base` is the data set whose kind they are, with its shape; `levels` in the file are their grey levels, where they have few.
+    They have no labels. Raises `UserError` where the file is missing or has not these arrays, or nothing was held out.
     """
 
     base: Dataset
@@ -26,16 +26,12 @@ class Tilted(Dataset):
         return self.base.item_shape
 
     def train(self, root: Path | None = None) -> TensorExamples:
-        return self._part(("x_0", "weights"), self._levels(root))
+        return self._part("x_0", "weights")
 
     def test(self, root: Path | None = None) -> TensorExamples:
-        return self._part(("x_0_test",), self._levels(root))
+        return self._part("x_0_test")
 
-    def _levels(self, root: Path | None) -> int | None:
-        step = self.base.train(root).step
-        return None if step is None else round(2 / step) + 1
-
-    def _part(self, names: tuple[str, ...], levels: int | None) -> TensorExamples:
+    def _part(self, *names: str) -> TensorExamples:
         path = Path(self.path)
         if not path.is_file():
             raise UserError(f"no file {path}: it belongs to the run that was fine-tuned, in its folder finetuning")
@@ -44,6 +40,7 @@ class Tilted(Dataset):
             if missing:
                 raise UserError(f"{path} has no {', '.join(missing)}: it is not what fewstep finetune wrote")
             found = [torch.from_numpy(arrays[name]) for name in names]
+            levels = int(arrays["levels"]) if "levels" in arrays.files else None
         if len(found[0]) == 0:
             raise UserError(
                 f"{path}: of the held-out items none is left by the reward, so there is nothing to compare with: fine-tune "

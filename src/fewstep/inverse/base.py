@@ -6,7 +6,7 @@ time. With a sequence of generators, one for each problem, no problem changes an
 it holds as a whole.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,13 +16,12 @@ from torch import Tensor
 
 from fewstep.draws import Source, split
 from fewstep.errors import UserError
-from fewstep.models.base import EvaluationCounter, Model, PosteriorModel
-from fewstep.models.consistency import has_posterior
+from fewstep.models.base import EvaluationCounter, Model
 from fewstep.operators import Inpainting, Noise, check_observation, is_linear
 from fewstep.progress import Meter
 from fewstep.shapes import flat
 from fewstep.steering.samples import Drawn, WeightedSamples, collect
-from fewstep.steering.target import Steps, Target, check_count
+from fewstep.steering.target import Method, Steps, Target, check_count
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +54,7 @@ class Problem(Target):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseMethod(ABC):
+class InverseMethod(Method):
     """`method(model, operator, y, num_samples, generator) -> PosteriorSamples`; hyper-parameters are the fields.
 
     `noise` is the law of the measurement's noise. A draw takes `flow_steps` network evaluations. At most `max_batch` draws, or
@@ -69,11 +68,6 @@ class InverseMethod(ABC):
     max_batch: int = 4096
 
     linear_only: ClassVar[bool] = False
-    remedy: ClassVar[str] = "take more samples"
-
-    def __post_init__(self) -> None:
-        check_count("flow_steps", self.flow_steps)
-        check_count("max_batch", self.max_batch)
 
     def __call__(
         self,
@@ -86,8 +80,7 @@ class InverseMethod(ABC):
     ) -> PosteriorSamples:
         """`num_samples` samples for each of the problems `y` `(b, *y_shape)`; randomness is drawn from the generator(s)."""
         name = type(self).__name__
-        if not has_posterior(model):
-            raise UserError(f"{name} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none")
+        self.check_model(model)
         check_count("num_samples", num_samples)
         if self.linear_only and not is_linear(operator):
             raise UserError(
@@ -109,7 +102,7 @@ class InverseMethod(ABC):
         samples = collect(found, num_samples, tuple(model.item_shape), nfe, name, self.remedy)
         return PosteriorSamples(**vars(samples))
 
-    def _problem(self, model: PosteriorModel, operator: Any, y: Tensor, generator: Source) -> "Problem":
+    def _problem(self, model: Any, operator: Any, y: Tensor, generator: Source) -> "Problem":
         return Problem(
             model=model,
             generator=generator,
@@ -119,16 +112,6 @@ class InverseMethod(ABC):
             noise=self.noise,
             y=y,
         )
-
-    @property
-    @abstractmethod
-    def iterations(self) -> int:
-        """How many steps the progress counts."""
-
-    @property
-    def held(self) -> int:
-        """How many draws are held at once for each sample."""
-        return 1
 
     def check(self, operator: Any) -> None:
         """`UserError` where the method cannot take this operator or this noise."""

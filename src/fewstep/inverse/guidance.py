@@ -14,13 +14,13 @@ from fewstep.errors import UserError
 from fewstep.inverse.base import InverseMethod, Problem
 from fewstep.shapes import flat
 from fewstep.steering.samples import Drawn
-from fewstep.steering.target import Steps, check_count
+from fewstep.steering.target import Steps, Stepwise, check_count
 from fewstep.steering.value import gradient_through_draws, shift_of_draws
 from fewstep.times import Grid, UniformGrid
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookAhead(InverseMethod):
+class LookAhead(Stepwise, InverseMethod):
     """`x_0 ~ q(x_0 | x_tau)`, moved by `strength (sigma^2 / alpha) g`, g from `draws` draws; then the bridge.
 
     *Consistent* in what it estimates, the gradient of `log p(y | x_tau)`, as `draws` grow; *heuristic* as a sampler: the draw is
@@ -38,18 +38,8 @@ class LookAhead(InverseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("steps", self.steps)
-        check_count("draws", self.draws)
         if self.draws < 2:
             raise UserError("a look-ahead takes draws from 2 up")
-
-    @property
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    def held(self) -> int:
-        return self.draws
 
     def run(self, problem: Problem, k: int, meter: Steps) -> Drawn:
         x, schedule = problem.start(k), problem.model.schedule

@@ -12,12 +12,12 @@ from fewstep.inverse.base import InverseMethod, Problem
 from fewstep.operators import Gaussian, is_linear
 from fewstep.steering.nested import last, nested_smc
 from fewstep.steering.samples import Drawn
-from fewstep.steering.target import Steps, check_count
+from fewstep.steering.target import Steps, Stepwise
 from fewstep.times import Grid, UniformGrid
 
 
 @dataclass(frozen=True, kw_only=True)
-class NestedSMC(InverseMethod):
+class NestedSMC(Stepwise, InverseMethod):
     """Particles `x_tau` with draws `x_0^j ~ q(x_0 | x_tau)`, j = 1 .. J = `draws`; `steps` times tau; target `p(x_0 | y)`.
 
     The algorithm, its weights and its resampling (at the share `resample`) are those of `steering.nested.nested_smc`, with the
@@ -38,18 +38,8 @@ class NestedSMC(InverseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("steps", self.steps)
-        check_count("draws", self.draws)
         if not 0 <= self.resample <= 1 or self.anneal < 0 or self.prior_variance <= 0:
             raise UserError("resample is a share in [0, 1], anneal is not negative, prior_variance is above 0")
-
-    @property
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    def held(self) -> int:
-        return self.draws
 
     def run(self, problem: Problem, k: int, meter: Steps) -> Drawn:
         schedule = problem.model.schedule

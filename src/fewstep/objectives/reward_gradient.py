@@ -14,7 +14,7 @@ from fewstep.pretrained import load
 from fewstep.rewards import Reward
 from fewstep.scaling import GaussianScaling
 from fewstep.shapes import per_item
-from fewstep.steering.base import checked_rewards
+from fewstep.steering.base import RewardFunction, checked_rewards
 from fewstep.times import TimeLaw, Uniform
 
 
@@ -57,6 +57,14 @@ class RewardGradient(Objective):
         return _Anchored(config=self, reward=self.reward, reference=load(self.reference))
 
 
+def differentiable_rewards(reward: RewardFunction, x_0: Tensor) -> Tensor:
+    """The rewards `(batch,)` of items that are asked for a gradient. `UserError` where they are bad or have none."""
+    r = checked_rewards(reward, x_0)
+    if not r.requires_grad:
+        raise UserError("the reward has no derivative: make it of torch operations, or tilt instead (--method tilt)")
+    return r
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Anchored:
     """The objective with its reference; no module, so that the reference is neither trained nor stored."""
@@ -74,15 +82,11 @@ class _Anchored:
         drawn = _draw(model, z, x_tau, tau)
         with torch.no_grad():
             anchor = _draw(reference, z, x_tau, tau)
-        r = checked_rewards(self.reward, drawn)
+        r = differentiable_rewards(self.reward, drawn)
         if not r.isfinite().all():
             raise UserError(
                 f"the reward of {int((~r.isfinite()).sum())} of {len(r)} items is not finite: give finite numbers, or tilt "
                 "instead (--method tilt), where -infinity is an item that must not be"
-            )
-        if not r.requires_grad:
-            raise UserError(
-                "the reward has no derivative: make it of torch operations, or tilt instead (--method tilt)"
             )
         _, scale = GaussianScaling().coefficients(x_tau, tau, model.schedule, model.data_mean, model.data_std)
         moved = squared_error(drawn / per_item(scale, x_0), anchor / per_item(scale, x_0))

@@ -1,7 +1,7 @@
 """What every steering method is: a posterior model and a reward in, samples of `p(x_0) exp(r(x_0) / T) / Z` out."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -12,11 +12,10 @@ from torch import Tensor
 from fewstep.draws import Source
 from fewstep.errors import UserError
 from fewstep.models.base import EvaluationCounter, Model
-from fewstep.models.consistency import has_posterior
 from fewstep.particles import log_mean_exp, systematic, take
 from fewstep.progress import Meter
 from fewstep.steering.samples import Drawn, collect
-from fewstep.steering.target import Steps, Target, check_count
+from fewstep.steering.target import Method, Steps, Target, check_count
 
 RewardFunction = Callable[[Tensor], Tensor]
 """Items `(batch, ...)` -> their rewards `(batch,)`."""
@@ -128,7 +127,7 @@ class SteeredSamples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteeringMethod(ABC):
+class SteeringMethod(Method):
     """`method(model, reward, num_samples, generator) -> SteeredSamples`; hyper-parameters are the fields.
 
     The target is `p(x_0) exp(r(x_0) / temperature) / Z`. A draw takes `flow_steps` network evaluations; at most `max_batch` go
@@ -141,14 +140,12 @@ class SteeringMethod(ABC):
     max_batch: int = 4096
 
     together: ClassVar[bool] = False
-    needs_posterior: ClassVar[bool] = True
     remedy: ClassVar[str] = "take more samples, or a higher temperature"
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < torch.inf:
             raise UserError(f"a temperature is a finite number above 0, not {self.temperature}")
-        check_count("flow_steps", self.flow_steps)
-        check_count("max_batch", self.max_batch)
+        super().__post_init__()
 
     def __call__(
         self,
@@ -165,8 +162,7 @@ class SteeringMethod(ABC):
         check_count("num_samples", num_samples)
         if isinstance(generator, Sequence):
             raise UserError(f"the samples of {name} share their randomness: give one generator")
-        if self.needs_posterior and not has_posterior(model):
-            raise UserError(f"{name} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none")
+        self.check_model(model)
         sizes = [1] if self.together else _groups(num_samples, max(1, self.max_batch // self.held))
         k = num_samples if self.together else 1
 
@@ -224,16 +220,6 @@ class SteeringMethod(ABC):
     def weighs(self) -> bool:
         """Whether the samples carry the weights that make the method consistent."""
         return True
-
-    @property
-    @abstractmethod
-    def iterations(self) -> int:
-        """How many steps the progress counts."""
-
-    @property
-    def held(self) -> int:
-        """How many draws are held at once for each sample."""
-        return 1
 
     @abstractmethod
     def run(self, target: Tilt, k: int, meter: Steps) -> Drawn:

@@ -9,11 +9,9 @@ from torch import Tensor
 from fewstep.draws import normal_like
 from fewstep.errors import UserError
 from fewstep.models.base import Model
-from fewstep.models.mean_flow import MeanFlow
 from fewstep.particles import choose, log_mean_exp, take
-from fewstep.samplers.ancestral import Ancestral
 from fewstep.samplers.base import Sampler, check_model
-from fewstep.samplers.flow_map import FlowMap
+from fewstep.samplers.usual import sampler_of
 from fewstep.steering.base import SteeringMethod, Tilt
 from fewstep.steering.samples import Drawn
 from fewstep.steering.target import Steps, check_count
@@ -32,8 +30,6 @@ class BestOfN(SteeringMethod):
     soft: bool = False
     weighted: bool = False
     sampler: Sampler | None = None
-
-    needs_posterior = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,9 +51,12 @@ class BestOfN(SteeringMethod):
     def weighs(self) -> bool:
         return self.weighted
 
+    def check_model(self, model: Model) -> None:
+        """Any model will do: a sampler says whether it draws from it."""
+        check_model(self.sampler or sampler_of(model, self.flow_steps), model)
+
     def run(self, target: Tilt, k: int, meter: Steps) -> Drawn:
-        sampler: Sampler = self.sampler or target.model.sampler or self._usual(target.model)
-        check_model(sampler, target.model)
+        sampler: Sampler = self.sampler or sampler_of(target.model, self.flow_steps)
         b = target.count * k
         noise = normal_like(target.like, target.generator, (self.n * k,)).flatten(0, 1)
         parts = [sampler(target.model, part, target.generator) for part in noise.split(self.max_batch)]
@@ -67,9 +66,6 @@ class BestOfN(SteeringMethod):
         meter.update(1)
         x = take(drawn, chosen)[0]
         return Drawn(x=x, log_w=log_mean_exp(g)[None]) if self.soft else Drawn(x=x)
-
-    def _usual(self, model: Model) -> Sampler:
-        return FlowMap() if isinstance(model, MeanFlow) else Ancestral(flow_steps=self.flow_steps)
 
     def kl(self, found: Drawn, g: Tensor, log_w: Tensor, log_z: float | None) -> float | None:
         return super().kl(found, g, log_w, log_z) if self.soft else math.log(self.n) - (self.n - 1) / self.n

@@ -11,13 +11,13 @@ from fewstep.errors import UserError
 from fewstep.shapes import flat
 from fewstep.steering.base import SteeringMethod, Tilt
 from fewstep.steering.samples import Drawn
-from fewstep.steering.target import Steps, check_count
+from fewstep.steering.target import Steps, Stepwise, check_count
 from fewstep.steering.value import Gradient, estimate_value
 from fewstep.times import Grid, UniformGrid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guidance(SteeringMethod):
+class Guidance(Stepwise, SteeringMethod):
     """`x_0 ~ q(x_0 | x_tau)`; the bridge to `x_s` moved as if x_0 were `x_0 + strength (sigma^2 / alpha) grad V / T`.
 
     `gradient` is one of those of `steering/value.py`, from `draws` draws: covariance (no derivative of reward or network),
@@ -36,18 +36,10 @@ class Guidance(SteeringMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("steps", self.steps)
-        check_count("draws", self.draws, least=2 if self.gradient == "covariance" else 1)
+        if self.gradient == "covariance":
+            check_count("draws", self.draws, least=2)
         if not 0 <= self.strength < float("inf"):
             raise UserError(f"strength is a finite number from 0 up, not {self.strength}")
-
-    @property
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    def held(self) -> int:
-        return self.draws
 
     @property
     def weighs(self) -> bool:

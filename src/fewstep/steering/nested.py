@@ -79,7 +79,8 @@ def nested_smc(
 def last(states: Iterator[Particles], update: Callable[[int], None]) -> Drawn:
     """What the particles are in the end; `update` hears of every step."""
     state = next(states)
-    for step, state in enumerate(states, start=1):  # noqa: B007
+    for step, following in enumerate(states, start=1):
+        state = following
         update(step)
     return Drawn(x=state.x, log_w=state.log_w, log_z=state.log_z)
 

@@ -1,6 +1,7 @@
 """Pools of items weighted towards a reward, as far as their effective number allows."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,11 +62,7 @@ def strongest(pools: list[Pool], least: float) -> Weighing:
     whole = weigh(pools, 1.0)
     if whole.ess >= least:
         return whole
-    low, high = pools[-1].strength, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if weigh(pools, middle).ess >= least else (low, middle)
-    return weigh(pools, low)
+    return weigh(pools, _largest(pools[-1].strength, lambda s: weigh(pools, s).ess >= least))
 
 
 def placed(pools: list[Pool], new: Pool) -> Pool:
@@ -76,8 +73,14 @@ def placed(pools: list[Pool], new: Pool) -> Pool:
     mean = new.g.mean().item()
     if not math.isfinite(mean):
         return new
-    low, high = 0.0, 1.0
+    strength = _largest(0.0, lambda s: weigh(pools, s).mean_g < mean)
+    return Pool(x_0=new.x_0, g=new.g, strength=strength, log_z=weigh(pools, strength).log_z)
+
+
+def _largest(low: float, holds: Callable[[float], bool]) -> float:
+    """The largest strength from `low` to 1 at which something holds that ceases to, by bisection."""
+    high = 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if weigh(pools, middle).mean_g < mean else (low, middle)
-    return Pool(x_0=new.x_0, g=new.g, strength=low, log_z=weigh(pools, low).log_z)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

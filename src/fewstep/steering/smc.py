@@ -11,14 +11,14 @@ from fewstep.models.base import PosteriorModel
 from fewstep.steering.base import RewardFunction, SteeringMethod, Tilt
 from fewstep.steering.nested import Particles, last, nested_smc
 from fewstep.steering.samples import Drawn
-from fewstep.steering.target import Steps, check_count
+from fewstep.steering.target import Steps, Stepwise
 from fewstep.times import Grid, UniformGrid
 
 PROBES = 64  # samples that measure how sharp a reward is
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookAheadSteering(SteeringMethod):
+class LookAheadSteering(Stepwise, SteeringMethod):
     """What both share: `steps` times tau, at each `draws` draws of x_0, one of them chosen in proportion to `exp(r / T)`.
 
     The reward counts in full at low noise, and by `1 / (1 + anneal sigma^2 d)` at deviation sigma, d the deviation of `r / T`
@@ -33,31 +33,26 @@ class LookAheadSteering(SteeringMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("steps", self.steps)
-        check_count("draws", self.draws)
         if not 0 <= self.anneal < float("inf"):
             raise UserError(f"anneal is a finite number from 0 up, not {self.anneal}")
-
-    @property
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    def held(self) -> int:
-        return self.draws
 
     def states(self, target: Tilt, k: int, share: float) -> Iterator[Particles]:
         """The particles at every time, and in the end their samples."""
         schedule = target.model.schedule
         times = self.grid(self.steps, schedule).to(target.like.device)
-        x = normal((PROBES, *target.model.item_shape), target.generator, like=target.like)
-        g = target.log_potential(target.draw(x, times[0], 1))[0]
-        deviation = g[g.isfinite()].std().item() if g.isfinite().sum() > 1 else 1.0
+        scale = self.anneal * _sharpness(target, times[0]) if self.anneal else 0.0
 
         def softness(tau: Tensor) -> float:
-            return 1 / (1 + self.anneal * schedule.sigma(tau).item() ** 2 * deviation)
+            return 1 / (1 + scale * schedule.sigma(tau).item() ** 2)
 
         return nested_smc(target, k, times, self.draws, share, softness)
+
+
+def _sharpness(target: Tilt, tau: Tensor) -> float:
+    """The deviation of `r / T` among samples of one step from tau."""
+    x = normal((PROBES, *target.model.item_shape), target.generator, like=target.like)
+    g = target.log_potential(target.draw(x, tau, 1))[0]
+    return g[g.isfinite()].std().item() if g.isfinite().sum() > 1 else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ rows `(k b, *item_shape)`, chain by chain; the network sees at most `max_batch` 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch import Tensor
 from fewstep.bridge import sample_bridge
 from fewstep.draws import Source, normal_like, split
 from fewstep.errors import UserError
-from fewstep.models.base import PosteriorModel
+from fewstep.models.base import Model, PosteriorModel
+from fewstep.models.consistency import has_posterior
 from fewstep.posterior import FlowPosterior
 from fewstep.progress import Meter
 
@@ -101,6 +103,59 @@ class Target(ABC):
 
     def _posterior(self, x_tau: Tensor, tau: Tensor):
         return self.model(x_tau.to(self.model.like), tau)
+
+
+class Method(ABC):
+    """What methods for inverse problems and for rewards share; the numbers are fields of their dataclasses.
+
+    A draw takes `flow_steps` network evaluations; no more than `max_batch` go through the network at once.
+    """
+
+    flow_steps: int
+    max_batch: int
+
+    remedy: ClassVar[str] = "take more samples"
+
+    def __post_init__(self) -> None:
+        check_count("flow_steps", self.flow_steps)
+        check_count("max_batch", self.max_batch)
+
+    @property
+    @abstractmethod
+    def iterations(self) -> int:
+        """How many steps the progress counts."""
+
+    @property
+    def held(self) -> int:
+        """How many draws are held at once for each sample."""
+        return 1
+
+    def check_model(self, model: Model) -> None:
+        """`UserError` unless the model knows `q(x_0 | x_tau)`."""
+        if not has_posterior(model):
+            raise UserError(
+                f"{type(self).__name__} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none"
+            )
+
+
+class Stepwise(Method):
+    """A method of `steps` times that holds `draws` draws of each sample at once."""
+
+    steps: int
+    draws: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("steps", self.steps)
+        check_count("draws", self.draws)
+
+    @property
+    def iterations(self) -> int:
+        return self.steps
+
+    @property
+    def held(self) -> int:
+        return self.draws
 
 
 @dataclass(frozen=True)
