@@ -12,16 +12,15 @@ by blocks of rows, so that n x m numbers are never held at once. No gradient flo
 """
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fewstep.clouds import Cloud, Pair, pair_of
 from fewstep.errors import UserError
 from fewstep.kernels import Kernel
-from fewstep.shapes import distances
 
 Normalisation = Literal["split", "joint", "both", "sharp", "sinkhorn"]
 
@@ -41,10 +40,10 @@ class DriftingField:
       without a mask, and of a Gaussian kernel with many rounds `-n` times the gradient of the Sinkhorn divergence of cost
       `r^2 / 2`.
 
-    Where no negatives are given they are x itself, and `exclude_self` leaves a point out of its own (not for `sinkhorn`, which
-    needs it). `floor` is the least square of an affinity of `both`: it keeps the field alive far from the data (1e-6 in the
-    authors' code, not in their paper). `correct_bias` adds `sum_j w_j^2 (y_j - C)` to a centroid of `split`, whose bias then
-    falls as `1 / m^2` in place of `1 / m`. `block` numbers of rows times columns are held at a time.
+    Where no negatives are given they are x itself, and with `own` the first of them are; `exclude_self` leaves a point out of
+    its own (not for `sinkhorn`, which needs it). `floor` is the least square of an affinity of `both`: it keeps the field alive
+    far from the data (1e-6 in the authors' code, not in their paper). `correct_bias` adds `sum_j w_j^2 (y_j - C)` to a centroid
+    of `split`, whose bias then falls as `1 / m^2` in place of `1 / m`. `block` numbers of rows times columns are held at a time.
 
     Raises `UserError` where clouds do not fit, hold NaN or infinity, or are too small, and where options do not go together.
     """
@@ -69,7 +68,6 @@ class DriftingField:
         if self.correct_bias and self.normalisation != "split":
             raise UserError("the bias is corrected of centroids by themselves: take normalisation='split'")
 
-    @torch.no_grad()
     def __call__(
         self,
         x: Tensor,
@@ -77,31 +75,43 @@ class DriftingField:
         negatives: Tensor | None = None,
         positive_weights: Tensor | None = None,
         negative_weights: Tensor | None = None,
+        own: bool = False,
     ) -> Tensor:
-        """V `(.., n, d)` for clouds `(.., n, d)`, `(.., m, d)` and `(.., k, d)`; weights `(m,)`, `(k,)` multiply affinities."""
-        own = negatives is None
-        y_neg = x if negatives is None else negatives
-        masked = own and self.exclude_self and self.normalisation != "sinkhorn"
-        for cloud, name, least in ((x, "x", 1), (positives, "positives", 1), (y_neg, "negatives", 2 if masked else 1)):
-            _check(cloud, x, name, least)
-        dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-        centre = positives.mean(-2, keepdim=True).to(dtype)
-        x_, pos, neg = (z.to(dtype) - centre for z in (x, positives, y_neg))
-        clouds = (
-            _Cloud(y=pos, log_w=_log_weights(positive_weights, pos), masked=False),
-            _Cloud(y=neg, log_w=_log_weights(negative_weights, neg), masked=masked),
-        )
+        """V `(.., n, d)` for clouds `(.., n, d)`, `(.., m, d)` and `(.., k, d)`.
+
+        Weights `(m,)` or `(.., m)`, and `(k,)` or `(.., k)`, multiply affinities.
+        """
+        return self.of(self.pair(x, positives, negatives, positive_weights, negative_weights, own)).to(x.dtype)
+
+    @torch.no_grad()
+    def pair(
+        self,
+        x: Tensor,
+        positives: Tensor,
+        negatives: Tensor | None = None,
+        positive_weights: Tensor | None = None,
+        negative_weights: Tensor | None = None,
+        own: bool = False,
+    ) -> Pair:
+        """The clouds, checked: for one field, or several of other kernels, which then share the distances."""
+        masked = (own or negatives is None) and self.exclude_self and self.normalisation != "sinkhorn"
+        others = x if negatives is None else negatives
+        return pair_of(x, positives, others, positive_weights, negative_weights, masked, self.block)
+
+    @torch.no_grad()
+    def of(self, pair: Pair) -> Tensor:
+        """V `(.., n, d)`, in float32 or better."""
         return {
             "split": self._split,
             "joint": self._product,
             "both": self._product,
             "sharp": self._sharp,
             "sinkhorn": self._sinkhorn,
-        }[self.normalisation](x_, *clouds).to(x.dtype)
+        }[self.normalisation](pair)
 
-    def _split(self, x: Tensor, pos: "_Cloud", neg: "_Cloud") -> Tensor:
-        parts = []
-        for rows, first in _blocks(x, self.block // (pos.size + neg.size)):
+    def _split(self, pair: Pair) -> Tensor:
+        parts, (pos, neg) = [], (pair.pos, pair.neg)
+        for rows, first in pair.blocks(pos.size + neg.size):
             shares = [cloud.logits(self.kernel, rows, first).softmax(-1) for cloud in (pos, neg)]
             centroids = [w @ cloud.y for w, cloud in zip(shares, (pos, neg), strict=True)]
             if self.correct_bias:
@@ -112,12 +122,13 @@ class DriftingField:
             parts.append(centroids[0] - centroids[1])
         return torch.cat(parts, dim=-2)
 
-    def _product(self, x: Tensor, pos: "_Cloud", neg: "_Cloud") -> Tensor:
+    def _product(self, pair: Pair) -> Tensor:
         """`p q (C+ - C-)`. Weights multiply after the normalisations, which do not see them."""
+        pos, neg = pair.pos, pair.neg
         bare = [cloud.bare() for cloud in (pos, neg)]
-        columns = self._columns(x, bare) if self.normalisation == "both" else [None, None]
+        columns = self._columns(pair, bare) if self.normalisation == "both" else [None, None]
         parts = []
-        for rows, first in _blocks(x, self.block // (pos.size + neg.size)):
+        for rows, first in pair.blocks(pos.size + neg.size):
             logits = [cloud.logits(self.kernel, rows, first) for cloud in bare]
             of_rows = torch.cat(logits, dim=-1).logsumexp(-1, keepdim=True)
             affinities = []
@@ -131,18 +142,17 @@ class DriftingField:
             parts.append(q * (affinities[0] @ pos.y) - p * (affinities[1] @ neg.y))
         return torch.cat(parts, dim=-2)
 
-    def _columns(self, x: Tensor, clouds: list["_Cloud"]) -> list[Tensor]:
+    def _columns(self, pair: Pair, clouds: list[Cloud]) -> list[Tensor]:
         """`LSE_x` `(.., 1, m)` of each cloud, over the blocks of rows."""
-        size = sum(cloud.size for cloud in clouds)
         found: list[Tensor] = []
-        for rows, first in _blocks(x, self.block // size):
+        for rows, first in pair.blocks(sum(cloud.size for cloud in clouds)):
             part = [cloud.logits(self.kernel, rows, first).logsumexp(-2, keepdim=True) for cloud in clouds]
             found = part if not found else [torch.logaddexp(a, b) for a, b in zip(found, part, strict=True)]
         return found
 
-    def _sharp(self, x: Tensor, pos: "_Cloud", neg: "_Cloud") -> Tensor:
-        parts = []
-        for rows, first in _blocks(x, self.block // (pos.size + neg.size)):
+    def _sharp(self, pair: Pair) -> Tensor:
+        parts, (pos, neg) = [], (pair.pos, pair.neg)
+        for rows, first in pair.blocks(pos.size + neg.size):
             scores = []
             for cloud in (pos, neg):
                 logit = cloud.logits(self.kernel, rows, first)
@@ -152,18 +162,18 @@ class DriftingField:
             parts.append(scores[0] - scores[1])
         return torch.cat(parts, dim=-2)
 
-    def _sinkhorn(self, x: Tensor, pos: "_Cloud", neg: "_Cloud") -> Tensor:
-        return self._barycentre(x, pos) - self._barycentre(x, neg)
+    def _sinkhorn(self, pair: Pair) -> Tensor:
+        return self._barycentre(pair, pair.pos) - self._barycentre(pair, pair.neg)
 
-    def _barycentre(self, x: Tensor, cloud: "_Cloud") -> Tensor:
+    def _barycentre(self, pair: Pair, cloud: Cloud) -> Tensor:
         """Where the scaled plan sends each row: rows, then columns, rows, ..., `rounds` half-steps; rows at last."""
-        f, g = x.new_zeros(*x.shape[:-1], 1), cloud.log_w  # log-scalings of rows and columns
-        n = x.shape[-2]
+        n = pair.x.shape[-2]
+        f, g = pair.x.new_zeros(*pair.x.shape[:-1], 1), cloud.log_w  # log-scalings of rows and columns
 
         def rows_of(g: Tensor) -> Tensor:
             found = [
                 -(cloud.bare().logits(self.kernel, rows, first) + g).logsumexp(-1, keepdim=True)
-                for rows, first in _blocks(x, self.block // cloud.size)
+                for rows, first in pair.blocks(cloud.size)
             ]
             return torch.cat(found, dim=-2)
 
@@ -172,7 +182,7 @@ class DriftingField:
                 f = rows_of(g)
                 continue
             total: Tensor | None = None
-            for rows, first in _blocks(x, self.block // cloud.size):
+            for rows, first in pair.blocks(cloud.size):
                 part = cloud.bare().logits(self.kernel, rows, first) + f[..., first : first + rows.shape[-2], :]
                 part = part.logsumexp(-2, keepdim=True)
                 total = part if total is None else torch.logaddexp(total, part)
@@ -184,61 +194,6 @@ class DriftingField:
         parts = [
             (cloud.bare().logits(self.kernel, rows, first) + f[..., first : first + rows.shape[-2], :] + g).exp()
             @ cloud.y
-            for rows, first in _blocks(x, self.block // cloud.size)
+            for rows, first in pair.blocks(cloud.size)
         ]
         return torch.cat(parts, dim=-2)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Cloud:
-    """Points `(.., m, d)` with log-weights `(m,)`; `masked` where they are the rows themselves and no row sees itself."""
-
-    y: Tensor
-    log_w: Tensor
-    masked: bool
-
-    @property
-    def size(self) -> int:
-        return self.y.shape[-2]
-
-    def bare(self) -> "_Cloud":
-        """The cloud without its weights."""
-        return _Cloud(y=self.y, log_w=torch.zeros_like(self.log_w), masked=self.masked)
-
-    def logits(self, kernel: Kernel, rows: Tensor, first: int) -> Tensor:
-        """`log w_j k(x_i, y_j)` `(.., rows, m)` of the rows from the one with number `first` on."""
-        return self.logits_of(kernel.log_k, rows, first)
-
-    def logits_of(self, log_k: Callable[[Tensor], Tensor], rows: Tensor, first: int) -> Tensor:
-        """The same of any function of the distance."""
-        found = log_k(distances(rows, self.y)) + self.log_w
-        if self.masked:
-            found[..., torch.arange(rows.shape[-2]), first + torch.arange(rows.shape[-2])] = -torch.inf
-        return found
-
-
-def _blocks(x: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
-    size = max(1, rows)
-    for first in range(0, x.shape[-2], size):
-        yield x[..., first : first + size, :], first
-
-
-def _log_weights(weights: Tensor | None, y: Tensor) -> Tensor:
-    if weights is None:
-        return y.new_zeros(y.shape[-2])
-    if weights.shape != (y.shape[-2],) or not ((weights >= 0) & weights.isfinite()).all() or not weights.sum() > 0:
-        raise UserError(
-            f"weights {tuple(weights.shape)} for {y.shape[-2]} points: one for each, not negative, not all 0"
-        )
-    return weights.to(y).log()
-
-
-def _check(cloud: Tensor, x: Tensor, name: str, least: int) -> None:
-    if cloud.ndim < 2 or cloud.shape[:-2] != x.shape[:-2] or cloud.shape[-1] != x.shape[-1]:
-        raise UserError(
-            f"{name} {tuple(cloud.shape)} beside x {tuple(x.shape)}: give (.., points, dimensions), all alike but points"
-        )
-    if cloud.shape[-2] < least:
-        raise UserError(f"{cloud.shape[-2]} {name}: a field needs {least} or more")
-    if not cloud.is_floating_point() or not cloud.isfinite().all():
-        raise UserError(f"{name} hold NaN or infinity, or are no floating numbers: a field needs finite ones")

@@ -208,7 +208,7 @@ def evaluate(
     rows = [
         rule.sample(model, sampler.with_steps(steps, m if with_flow else None), plan.seed, plan.batch_size, quiet)
         for m in flow_counts
-        for steps in plan.steps
+        for steps in (plan.steps if sampler.takes_steps else (1,))
     ]
     return {
         "n": rule.n,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.samplers import Ancestral, FlowMap, OfMeans, ProbabilityFlow, ReverseSDE, Sampler
+from fewstep.samplers import Ancestral, FlowMap, OfMeans, OneStep, ProbabilityFlow, ReverseSDE, Sampler
 from fewstep.times import CustomGrid, Grid, LogSNRGrid, UniformGrid
 
 _GRIDS: dict[str, Grid] = {"uniform": UniformGrid(), "log-snr": LogSNRGrid()}
@@ -19,6 +19,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler-maruyama": ReverseSDE(exponential=False),
     "exponential": ReverseSDE(),
     "flow-map": FlowMap(),
+    "one-step": OneStep(),
 }
 
 
@@ -27,7 +28,7 @@ class SamplerFlags:
     """What is left out is as the model's default sampler has it."""
 
     sampler: str | None = None
-    """ancestral, re-noising, ddpm, ddim, euler, heun, euler-maruyama, exponential or flow-map."""
+    """ancestral, re-noising, ddpm, ddim, euler, heun, euler-maruyama, exponential, flow-map or one-step."""
     steps: int | None = None
     """N: steps on the diffusion clock (of a Mean Flow: steps of the flow map)."""
     flow_steps: int | None = None

@@ -7,6 +7,7 @@ from fewstep.datasets.digits import Digits
 from fewstep.datasets.images import Images
 from fewstep.datasets.mixtures import T2, Correlated, MixtureDataset, MixtureExamples, Ring
 from fewstep.datasets.mnist import MNIST
+from fewstep.datasets.planar import Checkerboard, Moons, PlanarDataset, PlanarExamples, SwissRoll
 from fewstep.datasets.tilted import Tilted
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "MNIST",
     "T2",
     "Arrays",
+    "Checkerboard",
     "Correlated",
     "Dataset",
     "Digits",
@@ -21,7 +23,11 @@ __all__ = [
     "Images",
     "MixtureDataset",
     "MixtureExamples",
+    "Moons",
+    "PlanarDataset",
+    "PlanarExamples",
     "Ring",
+    "SwissRoll",
     "TensorExamples",
     "Tilted",
 ]

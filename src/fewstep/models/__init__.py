@@ -5,6 +5,7 @@ from fewstep.models.consistency import ConsistencyMap, ConsistencyMapConfig
 from fewstep.models.denoiser import Denoiser, DenoiserConfig
 from fewstep.models.diffusers_denoiser import DiffusersDenoiser, load_diffusers
 from fewstep.models.exact import EmpiricalPosterior, MixturePosterior
+from fewstep.models.generator import Generator, GeneratorConfig
 from fewstep.models.mean_flow import MeanFlow, MeanFlowConfig
 from fewstep.models.mean_only import MeanOnly
 from fewstep.models.posterior_flow import PosteriorFlow, PosteriorFlowConfig
@@ -17,6 +18,8 @@ __all__ = [
     "DiffusersDenoiser",
     "EmpiricalPosterior",
     "EvaluationCounter",
+    "Generator",
+    "GeneratorConfig",
     "MeanFlow",
     "MeanFlowConfig",
     "MeanOnly",

@@ -4,6 +4,7 @@ from fewstep.objectives.base import Batch, Loss, Objective
 from fewstep.objectives.consistency import ConsistencyTraining
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.distillation import Distillation
+from fewstep.objectives.drifting import Drifting
 from fewstep.objectives.energy_score import EnergyScoreObjective
 from fewstep.objectives.learned_weight import LearnedWeight
 from fewstep.objectives.mean_flow import MeanFlowObjective
@@ -19,6 +20,7 @@ __all__ = [
     "ConsistencyTraining",
     "Denoising",
     "Distillation",
+    "Drifting",
     "EnergyScoreObjective",
     "LearnedWeight",
     "Loss",

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -59,9 +60,10 @@ class Objective(ABC):
         of the steps that are done, the same for all items.
         """
 
-    def build(self) -> LossFunction:
+    def build(self, item_shape: tuple[int, ...] = (), data: Path | None = None) -> LossFunction:
         """What training calls, made once for a run: the objective itself, or what it needs to load or to train.
 
+        `item_shape` is that of the model's items, `data` the folder of the data sets.
         Of an `nn.Module` the parameters are trained with the model's, and it is stored with every checkpoint.
         """
         return self

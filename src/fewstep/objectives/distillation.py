@@ -37,7 +37,7 @@ class Distillation(PosteriorVelocityObjective):
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         return self.build()(model, batch, generator)
 
-    def build(self) -> LossFunction:
+    def build(self, item_shape: tuple[int, ...] = (), data: Path | None = None) -> LossFunction:
         if not self.teacher:
             raise UserError("distillation needs a teacher: give the folder of a trained denoiser (--objective.teacher)")
         folder = Path(self.teacher)

@@ -1,6 +1,7 @@
 """Weights that look at the times only: how large the error is at these times, learnt beside the model."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ class LearnedWeight(Objective):
     def __call__(self, model: Any, batch: Batch, generator: Source) -> Loss:
         return self.objective(model, batch, generator)
 
-    def build(self) -> LossFunction:
-        return _Weighted(self.objective.build(), self.num_times, self.width)
+    def build(self, item_shape: tuple[int, ...] = (), data: Path | None = None) -> LossFunction:
+        return _Weighted(self.objective.build(item_shape, data), self.num_times, self.width)
 
 
 class _Weighted(nn.Module):

@@ -1,6 +1,7 @@
 """Fine-tuning to a reward by back-propagation through one step, held near the reference model at shared noise."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class RewardGradient(Objective):
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         return self.build()(model, batch, generator)
 
-    def build(self) -> LossFunction:
+    def build(self, item_shape: tuple[int, ...] = (), data: Path | None = None) -> LossFunction:
         if self.reward is None or not self.reference:
             raise UserError("fine-tuning by the reward's gradient needs a reward and the folder of a reference model")
         return _Anchored(config=self, reward=self.reward, reference=load(self.reference))

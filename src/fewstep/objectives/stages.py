@@ -1,6 +1,7 @@
 """One objective after another: a warm start."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -45,8 +46,8 @@ class Stages(Objective):
     def _stage(self, batch: Batch, first: LossFunction, second: LossFunction) -> LossFunction:
         return first if "progress" in batch and bool(batch["progress"][0] < self.until) else second
 
-    def build(self) -> LossFunction:
-        first, second = self.first.build(), self.second.build()
+    def build(self, item_shape: tuple[int, ...] = (), data: Path | None = None) -> LossFunction:
+        first, second = self.first.build(item_shape, data), self.second.build(item_shape, data)
         return self if (first, second) == (self.first, self.second) else _BuiltStages(self, first, second)
 
 

@@ -1,6 +1,7 @@
 """Several objectives of one model at once."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ class WeightedSum(Objective):
     def __call__(self, model: PosteriorFlow, batch: Batch, generator: Source) -> Loss:
         return _sum(self, list(self.terms), model, batch, generator)
 
-    def build(self) -> LossFunction:
-        built = [term.build() for term in self.terms]
+    def build(self, item_shape: tuple[int, ...] = (), data: Path | None = None) -> LossFunction:
+        built = [term.build(item_shape, data) for term in self.terms]
         return self if built == list(self.terms) else _BuiltSum(self, built)
 
 

@@ -1,9 +1,13 @@
 """MNIST with the paper's network and hyper-parameters (tables 1 and 2), and with a network that a CPU trains in half an hour."""
 
+from dataclasses import replace
+
 from fewstep.datasets import MNIST
+from fewstep.encoders import Masked
 from fewstep.models import PosteriorFlowConfig
 from fewstep.networks.unet import MNIST_UNET, UNetConfig
 from fewstep.recipe import Optimiser, Recipe
+from fewstep.recipes._drifting import drifting
 from fewstep.recipes._rivals import calibrated, rivals
 from fewstep.samplers import Ancestral
 from fewstep.scaling import GaussianScaling
@@ -46,3 +50,21 @@ mnist_small_stmd = Recipe(
 )
 
 mnist_small = rivals(mnist_small_stmd, "on MNIST, with the network and the budget of mnist-small-stmd", tangent="own")
+
+mnist_drifting = drifting(
+    "mnist",
+    MNIST(),
+    MNIST_UNET,
+    Masked(dataset=MNIST(), steps=10_000, batch_size=256),
+    "on MNIST, with the network of mnist-stmd (wants a GPU)",
+    replace(mnist_stmd, batch_size=512, steps=30_000, ema_decay=0.999),
+)
+
+mnist_small_drifting = drifting(
+    "mnist-small",
+    MNIST(),
+    SMALL_UNET,
+    Masked(dataset=MNIST(), width=16, steps=1000),
+    "on MNIST, with a small network and budget (half an hour on a CPU)",
+    replace(mnist_small_stmd, batch_size=128),
+)

@@ -4,7 +4,8 @@ from fewstep.samplers.ancestral import Ancestral
 from fewstep.samplers.base import Sampler
 from fewstep.samplers.flow_map import FlowMap
 from fewstep.samplers.of_means import OfMeans
+from fewstep.samplers.one_step import OneStep
 from fewstep.samplers.probability_flow import ProbabilityFlow
 from fewstep.samplers.reverse_sde import ReverseSDE
 
-__all__ = ["Ancestral", "FlowMap", "OfMeans", "ProbabilityFlow", "ReverseSDE", "Sampler"]
+__all__ = ["Ancestral", "FlowMap", "OfMeans", "OneStep", "ProbabilityFlow", "ReverseSDE", "Sampler"]

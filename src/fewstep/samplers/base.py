@@ -29,8 +29,15 @@ class Sampler(ABC):
     def nfe(self) -> int:
         """Network evaluations for each sample."""
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether its number of steps can be chosen; it is 1 where not."""
+        return True
+
     def with_nfe(self, budget: int) -> Any:
         """The sampler with the largest number of steps whose `nfe` is within the budget; at least 1 step."""
+        if not self.takes_steps:
+            return self
         steps = 1
         while self.with_steps(steps + 1).nfe <= budget:
             steps += 1
@@ -45,11 +52,17 @@ class Sampler(ABC):
         changes: dict[str, Any] = {
             name: value for name, value in (("steps", steps), ("flow_steps", flow_steps)) if value is not None
         }
+        if not self.takes_steps and set(changes.values()) <= {1}:
+            return self
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         if isinstance(inner := values.get("sampler"), Sampler) and flow_steps is None:
             return dataclasses.replace(self, sampler=inner.with_steps(steps))  # type: ignore[type-var]
         wrapped = isinstance(values.get("sampler"), Sampler)  # its numbers of steps are the inner one's
         unknown = [name for name in changes if name not in values and not (wrapped and name == "steps")]
+        if unknown and not self.takes_steps:
+            raise UserError(
+                f"{type(self).__name__} has no {', '.join(unknown)}: it is one call of the network; leave it out"
+            )
         if unknown:
             raise UserError(f"{type(self).__name__} has no {', '.join(unknown)}: it takes the posterior's mean or a derivative, "
                             "not draws by a flow; leave it out")  # fmt: skip
@@ -66,6 +79,8 @@ class Sampler(ABC):
 
 def step_counts(sampler: Sampler) -> dict[str, int]:
     """N and M of a sampler, `{"steps", "flow_steps"}`; of one that wraps another, the inner one's N."""
+    if not sampler.takes_steps:
+        return {"steps": 1, "flow_steps": 1}
     fields = vars(sampler)
     if isinstance(inner := fields.get("sampler"), Sampler):
         return step_counts(inner) | {"flow_steps": 1}

@@ -79,10 +79,16 @@ class LossModule(nn.Module):
     An objective with weights of its own is a module in it, and is trained with the model.
     """
 
-    def __init__(self, model: Model, objective: Objective, precision: Literal["no", "bf16"] = "no"):
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        precision: Literal["no", "bf16"] = "no",
+        data: Path | None = None,
+    ):
         super().__init__()
         self.model = model
-        self.objective = objective.build()
+        self.objective = objective.build(model.item_shape, data)
         self.precision = precision
 
     def forward(self, batch: Batch, source: Source) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -119,7 +125,7 @@ def train(recipe: Recipe, options: TrainingOptions) -> Outcome:
         copy_weights(recipe, model)
     else:
         model.fit(examples.up_to(10_000)["x_0"])
-    losses = LossModule(model, recipe.objective, options.precision)
+    losses = LossModule(model, recipe.objective, options.precision, options.data)
     optimiser = make_optimiser(losses, recipe.optimiser)
     module, wrapped = accelerator.prepare(losses, optimiser)
     ema = AveragedModel(model, multi_avg_fn=ema_update(recipe.ema_decay, recipe.ema_warmup))

@@ -1,0 +1,134 @@
+"""Clouds of points as a kernel sees them: log-affinities of rows to columns by blocks, in log space, in float32 or better."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.kernels import Kernel
+from fewstep.shapes import distances
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cloud:
+    """Points `(.., m, d)` with log-weights `(.., 1, m)`; `masked` where the first are the rows and no row sees itself.
+
+    Distances to all rows are kept where they are few, for another kernel to use.
+    """
+
+    y: Tensor
+    log_w: Tensor
+    masked: bool
+    kept: dict[tuple[int, int], Tensor] | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of points, m."""
+        return self.y.shape[-2]
+
+    def bare(self) -> "Cloud":
+        """The cloud without its weights."""
+        return replace(self, log_w=torch.zeros_like(self.log_w))
+
+    def logits(self, kernel: Kernel, rows: Tensor, first: int) -> Tensor:
+        """`log w_j k(x_i, y_j)` `(.., rows, m)` of the rows from the one with number `first` on."""
+        return self.logits_of(kernel.log_k, rows, first)
+
+    def logits_of(self, log_k: Callable[[Tensor], Tensor], rows: Tensor, first: int) -> Tensor:
+        """The same of any function of the distance."""
+        found = log_k(self._distances(rows, first)) + self.log_w
+        if self.masked:
+            found[..., torch.arange(rows.shape[-2]), first + torch.arange(rows.shape[-2])] = -torch.inf
+        return found
+
+    def _distances(self, rows: Tensor, first: int) -> Tensor:
+        if self.kept is None:
+            return distances(rows, self.y)
+        key = (first, rows.shape[-2])
+        if key not in self.kept:
+            self.kept[key] = distances(rows, self.y)
+        return self.kept[key]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """Rows x `(.., n, d)` and the two clouds that they look at, about the mean of the positives; `block` numbers at a time."""
+
+    x: Tensor
+    pos: Cloud
+    neg: Cloud
+    block: int
+
+    def blocks(self, columns: int) -> Iterator[tuple[Tensor, int]]:
+        """Rows, and the number of the first of them, so that rows times columns in all groups are within the block."""
+        groups = self.x.shape[:-2].numel()
+        size = max(1, self.block // (groups * columns))
+        for first in range(0, self.x.shape[-2], size):
+            yield self.x[..., first : first + size, :], first
+
+    def mean_distance(self) -> float:
+        """`E ||x_i - y_j||` over both clouds by their weights, in all groups, without the pairs that are masked.
+
+        Raises `UserError` where it is 0: all points are one.
+        """
+        total = pairs = 0.0
+        for cloud in (self.pos, self.neg):
+            for rows, first in self.blocks(self.pos.size + self.neg.size):
+                r = cloud.bare().logits_of(lambda r: r, rows, first)
+                w = cloud.log_w.exp().expand_as(r).where(~r.isneginf(), 0.0)
+                total += (w * r).where(w > 0, 0.0).sum(dtype=torch.float64).item()
+                pairs += w.sum(dtype=torch.float64).item()
+        if not total > 0:
+            raise UserError(
+                "all points are one: there is no distance to measure temperatures by (the data is constant?)"
+            )
+        return total / pairs
+
+
+def pair_of(
+    x: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    positive_weights: Tensor | None,
+    negative_weights: Tensor | None,
+    masked: bool,
+    block: int,
+) -> Pair:
+    """Rows and clouds, checked. Raises `UserError` where they do not fit, hold NaN or infinity, or are too small."""
+    for cloud, name, least in ((x, "x", 1), (positives, "positives", 1), (negatives, "negatives", 2 if masked else 1)):
+        _check(cloud, x, name, least)
+    if masked and negatives.shape[-2] < x.shape[-2]:
+        raise UserError(f"{negatives.shape[-2]} negatives, of which the first {x.shape[-2]} are x itself: give as many")
+    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    centre = positives.mean(-2, keepdim=True).to(dtype)
+    x_, pos, neg = (z.to(dtype) - centre for z in (x, positives, negatives))
+    few = x.shape[:-1].numel() * (pos.shape[-2] + neg.shape[-2]) <= block
+    return Pair(
+        x=x_,
+        pos=Cloud(y=pos, log_w=_log_weights(positive_weights, pos), masked=False, kept={} if few else None),
+        neg=Cloud(y=neg, log_w=_log_weights(negative_weights, neg), masked=masked, kept={} if few else None),
+        block=block,
+    )
+
+
+def _log_weights(weights: Tensor | None, y: Tensor) -> Tensor:
+    if weights is None:
+        return y.new_zeros(1, y.shape[-2])
+    if weights.shape not in (y.shape[-2:-1], y.shape[:-1]):
+        raise UserError(f"weights {tuple(weights.shape)} for points {tuple(y.shape[:-1])}: one for each")
+    if not ((weights >= 0) & weights.isfinite()).all() or not (weights.sum(-1) > 0).all():
+        raise UserError("weights are finite, not negative, and not all 0")
+    return weights.to(y).log()[..., None, :]
+
+
+def _check(cloud: Tensor, x: Tensor, name: str, least: int) -> None:
+    if cloud.ndim < 2 or cloud.shape[:-2] != x.shape[:-2] or cloud.shape[-1] != x.shape[-1]:
+        raise UserError(
+            f"{name} {tuple(cloud.shape)} beside x {tuple(x.shape)}: give (.., points, dimensions), all alike but points"
+        )
+    if cloud.shape[-2] < least:
+        raise UserError(f"{cloud.shape[-2]} {name}: a field needs {least} or more")
+    if not cloud.is_floating_point() or not cloud.isfinite().all():
+        raise UserError(f"{name} hold NaN or infinity, or are no floating numbers: a field needs finite ones")

@@ -1,0 +1,38 @@
+"""Features of maps at several scales (arXiv 2602.04770, appendix A.5).
+
+Of a map `(batch, C, H, W)`: (a) its H W vectors; (b) their mean and deviation over the map; (c) over patches of 2 x 2, (d) of
+4 x 4. Each place is a feature of its own: it gets its own kernel and field, `(places, batch, C)`. And the root mean square of
+each channel of the encoder's input.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+PATCHES = (2, 4)
+EPSILON = 1e-6  # under a root
+
+
+def pooled(x: Tensor, maps: list[Tensor]) -> dict[str, Tensor]:
+    """The features `(places, batch, C)` of items x `(batch, channels, H, W)` and their maps, by name."""
+    found = {"input": (x.square().mean((2, 3)) + EPSILON).sqrt()[None]}
+    for k, h in enumerate(maps):
+        found[f"map {k}"] = _places(h)
+        whole = h.flatten(2)
+        found[f"mean {k}"] = whole.mean(2)[None]
+        found[f"deviation {k}"] = _deviation(whole.mean(2), whole.square().mean(2))[None]
+        for size in PATCHES:
+            if size < min(h.shape[2:]):  # a patch as large as the map is (b), one of a single place is (a)
+                mean = avg_pool2d(h, size)
+                found[f"mean {k}, {size} x {size}"] = _places(mean)
+                found[f"deviation {k}, {size} x {size}"] = _places(_deviation(mean, avg_pool2d(h.square(), size)))
+    return found
+
+
+def _deviation(mean: Tensor, square: Tensor) -> Tensor:
+    return torch.sqrt((square - mean.square()).clamp_min(0) + EPSILON)
+
+
+def _places(h: Tensor) -> Tensor:
+    """`(H W, batch, C)`."""
+    return h.flatten(2).permute(2, 0, 1)

@@ -1,0 +1,20 @@
+"""What all processes of a joint training hold together."""
+
+import torch
+from torch import Tensor
+
+from fewstep.draws import Shard, Source
+
+
+def gathered(x: Tensor, source: Source, axis: int = 0) -> Tensor:
+    """The parts of all processes, joined on `axis` in the order of their ranks, without a gradient; of one, x itself."""
+    if not isinstance(source, Shard) or source.count == 1:
+        return x.detach()
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(source.count)]
+    torch.distributed.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts, dim=axis)
+
+
+def own_part(source: Source, n: int) -> slice:
+    """Where this process's n stand among those of all."""
+    return slice(source.rank * n, (source.rank + 1) * n) if isinstance(source, Shard) else slice(0, n)

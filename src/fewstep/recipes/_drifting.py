@@ -1,0 +1,47 @@
+"""Drifting of images: in pixels and in the features of a masked autoencoder, by a Laplace and by a Gaussian kernel."""
+
+from dataclasses import replace
+
+from fewstep.datasets.base import Dataset
+from fewstep.drift import DriftingField
+from fewstep.drift_regression import DriftRegression
+from fewstep.encoders import Masked
+from fewstep.kernels import Gaussian, Kernel, Laplace
+from fewstep.models import GeneratorConfig
+from fewstep.networks import NetworkConfig
+from fewstep.objectives import Drifting
+from fewstep.recipe import Optimiser, Recipe
+from fewstep.samplers import OneStep
+
+SHARES = (0.02, 0.05, 0.2)  # temperatures of a Laplace kernel, as shares of the mean distance rho
+PUBLISHED = Optimiser(lr=1e-3, beta_2=0.95, warmup_steps=100, decay="cosine", clip_norm=2.0)
+
+
+def regression(kernel: Kernel) -> DriftRegression:
+    """The published one (algorithm A1 with the floor of the code); a Gaussian kernel is matched, h^2 = tau rho."""
+    field = DriftingField(kernel=kernel, normalisation="both", floor=1e-6)
+    temperatures = tuple(t**0.5 for t in SHARES) if isinstance(kernel, Gaussian) else SHARES
+    return DriftRegression(field=field, temperatures=temperatures)
+
+
+def drifting(
+    name: str, dataset: Dataset, network: NetworkConfig, encoder: Masked, where: str, budget: Recipe
+) -> tuple[Recipe, ...]:
+    """`NAME-drifting`, `-gaussian`, `-features` and `-features-gaussian`, with steps, batch and average of `budget`."""
+    return tuple(
+        replace(
+            budget,
+            name=f"{name}-drifting{'-features' if seen else ''}{suffix}",
+            description=(
+                f"a one-step generator by drifting {'in features of a masked autoencoder' if seen else 'in pixels'} with a "
+                f"{type(kernel).__name__} kernel {where}"
+            ),
+            dataset=dataset,
+            model=GeneratorConfig(network=network),
+            objective=Drifting(regression=regression(kernel), encoder=encoder if seen else None),
+            sampler=OneStep(),
+            optimiser=PUBLISHED,
+        )
+        for seen in (False, True)
+        for suffix, kernel in (("", Laplace(bandwidth=1.0)), ("-gaussian", Gaussian(bandwidth=1.0)))
+    )
