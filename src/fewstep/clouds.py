@@ -13,13 +13,13 @@ from fewstep.shapes import distances
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cloud:
-    """Points `(.., m, d)` with log-weights `(.., 1, m)`; `masked` where the first are the rows and no row sees itself.
+    """Points `(.., m, d)` with log-weights `(.., 1, m)` or none; `masked` where the first are the rows and no row sees itself.
 
     Distances to all rows are kept where they are few, for another kernel to use.
     """
 
     y: Tensor
-    log_w: Tensor
+    log_w: Tensor | None
     masked: bool
     kept: dict[tuple[int, int], Tensor] | None = None
 
@@ -30,7 +30,12 @@ class Cloud:
 
     def bare(self) -> "Cloud":
         """The cloud without its weights."""
-        return replace(self, log_w=torch.zeros_like(self.log_w))
+        return replace(self, log_w=None)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """`(.., 1, m)`, zeros where there are none."""
+        return self.y.new_zeros(1, self.size) if self.log_w is None else self.log_w
 
     def logits(self, kernel: Kernel, rows: Tensor, first: int) -> Tensor:
         """`log w_j k(x_i, y_j)` `(.., rows, m)` of the rows from the one with number `first` on."""
@@ -38,12 +43,19 @@ class Cloud:
 
     def logits_of(self, log_k: Callable[[Tensor], Tensor], rows: Tensor, first: int) -> Tensor:
         """The same of any function of the distance."""
-        found = log_k(self._distances(rows, first)) + self.log_w
-        if self.masked:
-            found[..., torch.arange(rows.shape[-2]), first + torch.arange(rows.shape[-2])] = -torch.inf
-        return found
+        found = log_k(self.distances(rows, first))
+        if self.log_w is not None:
+            found = found + self.log_w
+        return self.leave_own_out(found, first, -torch.inf)
 
-    def _distances(self, rows: Tensor, first: int) -> Tensor:
+    def leave_own_out(self, values: Tensor, first: int, value: float) -> Tensor:
+        """The numbers `(.., rows, m)`, in place, with this value where a row is a column and that is masked."""
+        if self.masked:
+            values[..., torch.arange(values.shape[-2]), first + torch.arange(values.shape[-2])] = value
+        return values
+
+    def distances(self, rows: Tensor, first: int) -> Tensor:
+        """`(.., rows, m)`."""
         if self.kept is None:
             return distances(rows, self.y)
         key = (first, rows.shape[-2])
@@ -76,10 +88,10 @@ class Pair:
         total = pairs = 0.0
         for cloud in (self.pos, self.neg):
             for rows, first in self.blocks(self.pos.size + self.neg.size):
-                r = cloud.bare().logits_of(lambda r: r, rows, first)
-                w = cloud.log_w.exp().expand_as(r).where(~r.isneginf(), 0.0)
-                total += (w * r).where(w > 0, 0.0).sum(dtype=torch.float64).item()
-                pairs += w.sum(dtype=torch.float64).item()
+                r = cloud.distances(rows, first)
+                w = cloud.leave_own_out(cloud.log_weights.exp().expand_as(r).clone(), first, 0.0)
+                total += torch.einsum("...ij,...ij->", w, r).item()
+                pairs += w.sum().item()
         if not total > 0:
             raise UserError(
                 "all points are one: there is no distance to measure temperatures by (the data is constant?)"
@@ -113,9 +125,9 @@ def pair_of(
     )
 
 
-def _log_weights(weights: Tensor | None, y: Tensor) -> Tensor:
+def _log_weights(weights: Tensor | None, y: Tensor) -> Tensor | None:
     if weights is None:
-        return y.new_zeros(1, y.shape[-2])
+        return None
     if weights.shape not in (y.shape[-2:-1], y.shape[:-1]):
         raise UserError(f"weights {tuple(weights.shape)} for points {tuple(y.shape[:-1])}: one for each")
     if not ((weights >= 0) & weights.isfinite()).all() or not (weights.sum(-1) > 0).all():

@@ -130,14 +130,13 @@ class DriftingField:
         parts = []
         for rows, first in pair.blocks(pos.size + neg.size):
             logits = [cloud.logits(self.kernel, rows, first) for cloud in bare]
-            of_rows = torch.cat(logits, dim=-1).logsumexp(-1, keepdim=True)
+            of_rows = torch.logaddexp(*(logit.logsumexp(-1, keepdim=True) for logit in logits))
             affinities = []
             for cloud, logit, column in zip((pos, neg), logits, columns, strict=True):
-                log_a = logit - of_rows if column is None else logit - 0.5 * of_rows - 0.5 * column
-                a = log_a.exp()
+                a = (logit - of_rows if column is None else logit - (0.5 * of_rows + 0.5 * column)).exp()
                 if self.floor:
-                    a = torch.where(logit.isneginf(), 0.0, a.clamp_min(math.sqrt(self.floor)))
-                affinities.append(a * cloud.log_w.exp())
+                    a = cloud.leave_own_out(a.clamp_min_(math.sqrt(self.floor)), first, 0.0)
+                affinities.append(a if cloud.log_w is None else a * cloud.log_w.exp())
             p, q = (a.sum(-1, keepdim=True) for a in affinities)
             parts.append(q * (affinities[0] @ pos.y) - p * (affinities[1] @ neg.y))
         return torch.cat(parts, dim=-2)
@@ -168,7 +167,7 @@ class DriftingField:
     def _barycentre(self, pair: Pair, cloud: Cloud) -> Tensor:
         """Where the scaled plan sends each row: rows, then columns, rows, ..., `rounds` half-steps; rows at last."""
         n = pair.x.shape[-2]
-        f, g = pair.x.new_zeros(*pair.x.shape[:-1], 1), cloud.log_w  # log-scalings of rows and columns
+        f, g = pair.x.new_zeros(*pair.x.shape[:-1], 1), cloud.log_weights  # log-scalings of rows, columns
 
         def rows_of(g: Tensor) -> Tensor:
             found = [
@@ -187,7 +186,7 @@ class DriftingField:
                 part = part.logsumexp(-2, keepdim=True)
                 total = part if total is None else torch.logaddexp(total, part)
             assert total is not None
-            share = cloud.log_w - cloud.log_w.logsumexp(-1, keepdim=True)
+            share = cloud.log_weights - cloud.log_weights.logsumexp(-1, keepdim=True)
             g = share + math.log(n) - total
         if self.rounds % 2 == 0:
             f = rows_of(g)

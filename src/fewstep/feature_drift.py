@@ -42,6 +42,7 @@ class FeatureDrift:
 
     regression: DriftRegression
     encoder: MapsModule | None = None
+    most_places: int | None = None
     by_group: bool = False
 
     def __call__(self, clouds: Clouds, source: Source) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -88,7 +89,7 @@ class FeatureDrift:
                 raise UserError(
                     f"an encoder looks at images (channels, height, width), not at items {tuple(x.shape[1:])}"
                 )
-            maps = pooled(x, self.encoder.maps(x))
+            maps = pooled(x, self.encoder.maps(x), self.most_places)
             bad = [name for name, h in maps.items() if not h.isfinite().all()]
             if bad:
                 raise UserError(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.draws import Source, categorical, normal
 from fewstep.errors import UserError
 from fewstep.kernels import Gaussian, Kernel, Laplace
 from fewstep.mixture import GaussianMixture
@@ -66,44 +67,101 @@ def decompose_sharp(kernel: Kernel, x: Tensor, y: Tensor) -> Decomposition:
     return Decomposition(shift=(log_k.softmax(1)[..., None] * away).sum(1), alpha=alpha, score=score)
 
 
-def decompose_population(kernel: Kernel, x: Tensor, law: GaussianMixture) -> Decomposition:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IsotropicMixture:
+    """`sum_k w_k N(m_k, std^2 I)`, weights `(K,)`, means `(K, d)`: with no covariance matrix, for many dimensions."""
+
+    weights: Tensor
+    means: Tensor
+    std: float
+
+    @property
+    def dim(self) -> int:
+        """The number of dimensions d."""
+        return self.means.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        """`(d,)`."""
+        return self.weights @ self.means
+
+    @property
+    def spread(self) -> float:
+        """`E ||x - mean||^2`, the trace of the covariance."""
+        return (self.dim * self.std**2 + self.weights @ (self.means - self.mean).square().sum(1)).item()
+
+    def sample(self, n: int, generator: Source) -> Tensor:
+        """`(n, d)` draws."""
+        index = categorical(self.weights.log().expand(n, -1), generator)
+        return self.means[index] + self.std * normal((n, self.dim), generator, like=self.means)
+
+
+def mean_square_distance(p: IsotropicMixture, q: IsotropicMixture) -> float:
+    """`rho^2 = E ||x - y||^2` of x ~ q and y ~ p."""
+    return p.spread + q.spread + (p.mean - q.mean).square().sum().item()
+
+
+def decompose_population(kernel: Kernel, x: Tensor, law: GaussianMixture | IsotropicMixture) -> Decomposition:
     """The mean shift of a whole mixture at x `(n, d)`, by the kernel's own score; Gaussian and Laplace kernels.
 
     Raises `UserError` for other kernels, which have no closed form here.
     """
-    eye = torch.eye(law.dim, dtype=x.dtype, device=x.device)
-    if isinstance(kernel, Gaussian):
-        smoothed = law.affine(eye, kernel.bandwidth**2 * eye)
-        score = smoothed.score(x)
-        alpha = torch.full((len(x),), kernel.bandwidth**2, dtype=x.dtype, device=x.device)
-        return Decomposition(shift=alpha[:, None] * score, alpha=alpha, score=score)
-    if not isinstance(kernel, Laplace):
+    if not isinstance(kernel, Gaussian | Laplace):
         raise UserError(f"populations are known under Gaussian and Laplace kernels, not {type(kernel).__name__}")
-    rate = 1 / kernel.bandwidth
+    if isinstance(law, IsotropicMixture):
+        away = x[:, None] - law.means
+        squares, spectrum = away.square().sum(-1, keepdim=True), law.means.new_full((1, 1), law.std**2)
+        of_square, of_score, of_shift = _pulls(kernel, squares, spectrum, law.dim, law.weights)
+        score, shift = ((pull.sum(1) * x - pull[..., 0] @ law.means) for pull in (of_score, of_shift))
+    else:
+        spectrum, axes = torch.linalg.eigh(law.covariances)
+        away = torch.einsum("kji,nkj->nki", axes, x[:, None] - law.means)  # (n, components, d), along each one's axes
+        of_square, of_score, of_shift = _pulls(kernel, away.square(), spectrum, 1, law.weights)
+        score, shift = (torch.einsum("kij,nkj->ni", axes, pull * away) for pull in (of_score, of_shift))
+    return Decomposition(shift=shift, alpha=of_square, score=score)
+
+
+def _pulls(
+    kernel: Gaussian | Laplace, squares: Tensor, spectrum: Tensor, times: int, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The alpha `(n,)`, and what multiplies `x - m_k` in score and shift, `(n, K, G)`: along G axes that stand for `times` each.
+
+    `squares` `(n, K, G)` are those of x - m_k, `spectrum` `(K or 1, G)` the variances of the components.
+    """
+    if isinstance(kernel, Gaussian):
+        variance = spectrum + kernel.bandwidth**2
+        share = (weights.log() + _log_density(squares, variance, times)).softmax(1)
+        pull = share[..., None] / -variance
+        return squares.new_full((len(squares),), kernel.bandwidth**2), pull, kernel.bandwidth**2 * pull
+    d, rate = times * squares.shape[2], 1 / kernel.bandwidth
     # the integrand has its peak about t = rate / 2 r; it falls as exp(-rate^2 / 4 t) below and as t^(-(d + 1) / 2) above
-    size = (law.covariance.trace() + (x - law.mean).square().sum(1).max()).sqrt().item()
+    size = (squares.sum(-1).max() + times * spectrum.sum(-1).max()).sqrt().item()
     peak = math.log(rate / (2 * size))
-    ends = min(peak - 6, 2 * math.log(rate) - 8), peak + 8 + 56 / (law.dim + 1)
-    log_t = torch.linspace(ends[0], ends[1], NODES, dtype=x.dtype, device=x.device)
-    scales, (spectrum, axes) = log_t.exp().tolist(), torch.linalg.eigh(law.covariances)
-    away = torch.einsum("kji,nkj->nki", axes, x[:, None] - law.means)  # (n, components, d), along each one's axes
-    log_mass = []
-    for scale in scales:
-        variance = spectrum + 1 / (2 * scale)
-        density = -0.5 * ((away.square() / variance).sum(-1) + variance.log().sum(-1) + law.dim * math.log(2 * math.pi))
+    ends = min(peak - 6, 2 * math.log(rate) - 8), peak + 8 + 56 / (d + 1)
+    log_t = torch.linspace(ends[0], ends[1], NODES, dtype=squares.dtype, device=squares.device)
+    scales, log_mass = log_t.exp().tolist(), []
+    for t in scales:
         # weight of the scale, times dt = t d(log t), times E[exp(-t r^2)] = (pi / t)^(d / 2) density of the smoothed law
-        weight = math.log(rate / 2) - 0.5 * math.log(math.pi * scale) - rate**2 / (4 * scale)
-        log_mass.append(weight + 0.5 * law.dim * math.log(math.pi / scale) + law.weights.log() + density)
-    share = torch.stack(log_mass, dim=1).flatten(1).softmax(1).reshape(len(x), NODES, -1)  # of each scale and component
-    score, shift = torch.zeros_like(away), torch.zeros_like(away)
-    for i, scale in enumerate(scales):
-        pull = share[:, i, :, None] * away / -(spectrum + 1 / (2 * scale))
-        score += pull
-        shift += pull / (2 * scale)  # grad exp(-t r^2) = 2 t (y - x) exp(-t r^2)
-    score, shift = (torch.einsum("kij,nkj->ni", axes, v) for v in (score, shift))
+        weight = math.log(rate / 2) - 0.5 * math.log(math.pi * t) - rate**2 / (4 * t)
+        log_density = _log_density(squares, spectrum + 1 / (2 * t), times)
+        log_mass.append(weight + 0.5 * d * math.log(math.pi / t) + weights.log() + log_density)
+    share = (
+        torch.stack(log_mass, dim=1).flatten(1).softmax(1).reshape(len(squares), NODES, -1)
+    )  # of scales and components
+    of_score, of_shift = torch.zeros_like(squares), torch.zeros_like(squares)
+    for i, t in enumerate(scales):
+        pull = share[:, i, :, None] / -(spectrum + 1 / (2 * t))
+        of_score += pull
+        of_shift += pull / (2 * t)  # grad exp(-t r^2) = 2 t (y - x) exp(-t r^2)
     # E[k r] = -d/da E[k], by the derivative of the weights
     mean_distance = (share.sum(2) * (rate / (2 * log_t.exp()) - 1 / rate)).sum(1)
-    return Decomposition(shift=shift, alpha=kernel.bandwidth * mean_distance, score=score)
+    return kernel.bandwidth * mean_distance, of_score, of_shift
+
+
+def _log_density(squares: Tensor, variance: Tensor, times: int) -> Tensor:
+    """`(n, K)`, of normal laws with these variances along axes that stand for `times` each."""
+    d = times * squares.shape[2]
+    return -0.5 * ((squares / variance + times * variance.log()).sum(-1) + d * math.log(2 * math.pi))
 
 
 def alignment(p: Decomposition, q: Decomposition, tau_rho: float | None = None) -> dict[str, float]:

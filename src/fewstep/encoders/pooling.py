@@ -13,8 +13,11 @@ PATCHES = (2, 4)
 EPSILON = 1e-6  # under a root
 
 
-def pooled(x: Tensor, maps: list[Tensor]) -> dict[str, Tensor]:
-    """The features `(places, batch, C)` of items x `(batch, channels, H, W)` and their maps, by name."""
+def pooled(x: Tensor, maps: list[Tensor], most_places: int | None = None) -> dict[str, Tensor]:
+    """The features `(places, batch, C)` of items x `(batch, channels, H, W)` and their maps, by name.
+
+    With `most_places` a map, or the patches of one, that has more places than this is left to the coarser ones.
+    """
     found = {"input": (x.square().mean((2, 3)) + EPSILON).sqrt()[None]}
     for k, h in enumerate(maps):
         found[f"map {k}"] = _places(h)
@@ -26,7 +29,7 @@ def pooled(x: Tensor, maps: list[Tensor]) -> dict[str, Tensor]:
                 mean = avg_pool2d(h, size)
                 found[f"mean {k}, {size} x {size}"] = _places(mean)
                 found[f"deviation {k}, {size} x {size}"] = _places(_deviation(mean, avg_pool2d(h.square(), size)))
-    return found
+    return {name: h for name, h in found.items() if most_places is None or len(h) <= most_places}
 
 
 def _deviation(mean: Tensor, square: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ class Drifting(Objective):
     """`|| x / S - sg( x / S + V~(x) ) ||^2 / C`, x = G(z), V~ the field from all x of the step to its data (section 3).
 
     `regression` has kernel, normalisation, temperatures and scales. With an `encoder` the same is done in each of its features,
-    and the losses are summed; the items themselves are one of them.
+    and the losses are summed; the items themselves are one of them. With `most_places`, maps with more places than that
+    are seen by the means and deviations of their patches alone (`encoders.pooled`), which costs less.
 
     The negatives are the x of the step, without the point itself; or with `independent` a second batch of samples, without a
     gradient, so that x is no negative at all; with `queue` above 0 the latest so many samples of earlier steps stand beside them.
@@ -35,10 +36,13 @@ class Drifting(Objective):
 
     regression: DriftRegression = DriftRegression()
     encoder: Encoder | None = None
+    most_places: int | None = None
     independent: bool = False
     queue: int = 0
 
     def __post_init__(self) -> None:
+        if self.most_places is not None and self.most_places < 1:
+            raise UserError(f"most_places counts from 1 up, or is None, not {self.most_places}")
         if self.queue < 0:
             raise UserError(f"a queue holds 0 items or more, not {self.queue}")
 
@@ -71,7 +75,8 @@ class _Drift(nn.Module):
             with torch.no_grad():
                 negatives = model(normal_like(x_0, generator))[None]
         beside = None if self.queue is None or not int(self.queue.held) else self.queue.all()[None].to(x)
-        drift = FeatureDrift(regression=self.config.regression, encoder=None if encoder is None else encoder.to(x_0))
+        encoder = None if encoder is None else encoder.to(x_0)
+        drift = FeatureDrift(regression=self.config.regression, encoder=encoder, most_places=self.config.most_places)
         clouds = Clouds(x=x[None], positives=x_0[None], negatives=negatives, beside=beside)
         per_sample, raw, logs = drift(clouds, generator)
         if self.queue is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep import evidence
-from fewstep.draws import Source, normal_like
+from fewstep.draws import Source, categorical, normal_like
 from fewstep.drift import DriftingField
 from fewstep.drift_regression import DriftRegression
 from fewstep.errors import UserError
@@ -22,11 +22,13 @@ from fewstep.times import TimeLaw, Uniform, check_share
 class STMDDrifting(Objective):
     """`|| W_i / S - sg( W_i / S + V~(W_i) ) ||^2 / C` for `draws` one-step draws of `q(x_0 | x_tau)`, with `(x_tau, tau)` held.
 
-    `W_i = z_i - u(z_i, 0, 1 | x_tau, tau)`, in the model's scaled coordinates; each state has a field of its own, from its draws,
-    which are its negatives, to the items `w_j` of the whole batch, which are its positives, each weighted by the probability
-    that it made `x_tau` (`evidence.shares`). For one positive for each state, the item that made it, `E[V] = E[w | x_tau] -
-    C^-(W)` is 0 where all draws are in one point: the naive form collapses, and so does this one where an item of the batch has
-    all the weight (few items, many dimensions, small tau). Our own; the joint form is `JointDrifting`.
+    `W_i = z_i - u(z_i, 0, 1 | x_tau, tau)`, in the model's scaled coordinates. Each state has a field of its own, from its draws,
+    which are its negatives, to as many items of the batch, drawn with the probability that they made `x_tau`
+    (`evidence.shares`): where the law of the draws is the posterior, both clouds are alike and the field is 0 in the mean, at
+    every number of draws. (Against all items with their weights it is not: a centroid of few negatives lies further off than
+    one of many positives, and the draws are pushed apart.) With the one item that made the state for its only positive, `E[V] =
+    E[w | x_tau] - C^-(W)` is 0 where all draws are in one point: the naive form collapses, and so does this one where one
+    item of the batch has all the weight (few items, many dimensions, small tau). Our own.
 
     `share` of the items are states, `draws` of 4 or more for each: the field of few draws is noise. It trains one flow step.
     Raises `UserError` where a number is out of range.
@@ -59,14 +61,15 @@ class STMDDrifting(Objective):
         n, m = len(x_0), self.draws
         x_tau, tau = noised(x_0, self.tau_law, model.schedule, generator)
         z = normal_like(x_0, generator, (m,))
+        alpha, sigma = model.schedule.alpha(tau), model.schedule.sigma(tau)
+        shares = evidence.shares(x_tau / per_item(alpha, x_tau), (alpha / sigma) ** 2, x_0)
+        made_it = categorical(shares.log(), generator, (m - 1,))  # (m - 1, n)
         chosen, weight = chosen_items(self.share, n, generator, x_0)
         at, when = x_tau[chosen], tau[chosen]
         draws = one_step_draws(model, z[:, chosen], at, when)
-        alpha, sigma = model.schedule.alpha(when), model.schedule.sigma(when)
-        shares = evidence.shares(at / per_item(alpha, at), (alpha / sigma) ** 2, x_0)
         offset, scale = model.coefficients(at, when)
-        items = (flat(x_0) - flat(offset)[:, None]) / scale.reshape(-1, 1, 1)  # (k, n, d)
-        pull = self.regression(draws, items, positive_weights=shares)
+        items = flat(x_0)[made_it[:, chosen].T]  # (k, m - 1, d)
+        pull = self.regression(draws, (items - flat(offset)[:, None]) / scale.reshape(-1, 1, 1))
         found = (spread_out(values.mean(1), chosen, n, weight) for values in (pull.per_point, pull.raw))
         loss, raw = found
         logs = {"bucket": tau} | {f"drift_rms_{t:g}": torch.full_like(raw, rms) for t, rms in pull.rms.items()}

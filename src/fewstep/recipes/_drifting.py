@@ -25,7 +25,13 @@ def regression(kernel: Kernel) -> DriftRegression:
 
 
 def drifting(
-    name: str, dataset: Dataset, network: NetworkConfig, encoder: Masked, where: str, budget: Recipe
+    name: str,
+    dataset: Dataset,
+    network: NetworkConfig,
+    encoder: Masked,
+    where: str,
+    budget: Recipe,
+    most_places: int | None = None,
 ) -> tuple[Recipe, ...]:
     """`NAME-drifting`, `-gaussian`, `-features` and `-features-gaussian`, with steps, batch and average of `budget`."""
     return tuple(
@@ -38,7 +44,9 @@ def drifting(
             ),
             dataset=dataset,
             model=GeneratorConfig(network=network),
-            objective=Drifting(regression=regression(kernel), encoder=encoder if seen else None),
+            objective=Drifting(
+                regression=regression(kernel), encoder=encoder if seen else None, most_places=most_places
+            ),
             sampler=OneStep(),
             optimiser=PUBLISHED,
         )

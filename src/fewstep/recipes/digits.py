@@ -40,7 +40,8 @@ digits_drifting = drifting(
     "digits",
     Digits(),
     DIGITS_UNET,
-    Masked(),
+    Masked(width=16, blocks=(1, 1, 1)),
     "on scikit-learn's digits (minutes on a CPU)",
     replace(digits_stmd, batch_size=128),
+    most_places=16,
 )

@@ -64,7 +64,8 @@ mnist_small_drifting = drifting(
     "mnist-small",
     MNIST(),
     SMALL_UNET,
-    Masked(dataset=MNIST(), width=16, steps=1000),
+    Masked(dataset=MNIST(), width=16, blocks=(1, 1, 1), steps=1000),
     "on MNIST, with a small network and budget (half an hour on a CPU)",
     replace(mnist_small_stmd, batch_size=128),
+    most_places=16,
 )
