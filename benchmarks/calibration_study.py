@@ -43,6 +43,7 @@ METHODS = (
     "stmd-scored",
     "distributional",
     "distributional+peers",
+    "stmd-drifting",
 )
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 DISTANCES = (EnergyDistance, FrechetDistance)

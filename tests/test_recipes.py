@@ -16,6 +16,7 @@ from fewstep.objectives import (
     EnergyScoreObjective,
     MeanFlowObjective,
     Semigroup,
+    STMDDrifting,
     WeightedSum,
 )
 from fewstep.recipe import Optimiser, Recipe
@@ -39,6 +40,7 @@ METHODS = {
     "stmd-plain": (PosteriorFlow, STMD, Ancestral),
     "stmd-scored": (PosteriorFlow, WeightedSum, Ancestral),
     "distributional": (PosteriorFlow, EnergyScoreObjective, Ancestral),
+    "stmd-drifting": (PosteriorFlow, STMDDrifting, Ancestral),
     "ddpm": (Denoiser, Denoising, Ancestral),
     "mean-flow": (MeanFlow, MeanFlowObjective, FlowMap),
     "consistency": (ConsistencyMap, ConsistencyTraining, Ancestral),

@@ -36,11 +36,11 @@ class STMDDrifting(Objective):
 
     regression: DriftRegression = DriftRegression(
         field=DriftingField(kernel=Laplace(bandwidth=1.0), normalisation="split"),
-        temperatures=(0.1, 0.5),
+        temperatures=(0.2, 1.0),
         equalise=False,
     )
     draws: int = 16
-    share: float = 0.25
+    share: float = 0.125
     tau_law: TimeLaw = Uniform()
 
     def __post_init__(self) -> None:

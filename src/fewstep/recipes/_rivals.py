@@ -12,6 +12,7 @@ from fewstep.objectives import (
     MeanFlowObjective,
     Objective,
     Semigroup,
+    STMDDrifting,
     WeightedSum,
 )
 from fewstep.recipe import Recipe
@@ -75,6 +76,13 @@ def rivals(
             "distributional diffusion, the energy score alone,",
             scaled,
             EnergyScoreObjective(),
+            Ancestral(steps=4),
+        ),
+        (
+            "stmd-drifting",
+            "the posterior by drifting between one-step draws and the items that could have made the state,",
+            scaled,
+            STMDDrifting(),
             Ancestral(steps=4),
         ),
         ("ddpm", "DDPM", noise, Denoising(), Ancestral(steps=64)),

@@ -1,0 +1,145 @@
+"""Drifting by classes, with classifier-free guidance learnt in training (arXiv 2602.04770, section 3.4 and appendix A.7)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.draws import Shard, Source, normal, uniform
+from fewstep.drift_regression import DriftRegression
+from fewstep.encoders.base import Encoder, MapsModule
+from fewstep.errors import UserError
+from fewstep.feature_drift import Clouds, FeatureDrift
+from fewstep.models.generator import Generator
+from fewstep.objectives.base import Batch, Loss, LossFunction, Objective
+from fewstep.processes import gathered
+from fewstep.ring_buffer import RingBuffer
+from fewstep.times import check_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedDrifting(Objective):
+    """`Drifting` in `groups` of one class c: `draws` samples `G(z, c, alpha)` against `positives` items of c.
+
+    The negatives of a group are its own samples and `unconditional` items of any class, each of the weight `w = (alpha - 1)
+    (draws - 1) / unconditional`, so that their law is `(q_c + (alpha - 1) p) / alpha` and the field is 0 at `q_c = alpha p_c -
+    (alpha - 1) p`: guidance of strength alpha, by one evaluation of the network. (Where that is negative somewhere it is no law,
+    and there is no zero.) `alpha ~ alpha^-power` on `[1, model.max_strength]`, and 1 with probability `plain_share`.
+
+    Items come from queues of the latest `class_queue` of each class and the latest `queue` of all, filled by every batch;
+    they are stored with a checkpoint. `num_classes` is that of the data; 0 makes groups of any items. `per_sample` has
+    `groups draws` numbers, whatever the batch. Raises `UserError` where a number is out of range, the data or the model have
+    other classes, and where several processes do not divide the groups.
+    """
+
+    regression: DriftRegression = DriftRegression()
+    encoder: Encoder | None = None
+    most_places: int | None = None
+    num_classes: int = 0
+    groups: int = 8
+    draws: int = 16
+    positives: int = 16
+    unconditional: int = 8
+    class_queue: int = 128
+    queue: int = 1000
+    power: float = 3.0
+    plain_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.groups, self.positives, self.unconditional) < 1 or self.draws < 2 or self.num_classes < 0:
+            raise UserError(
+                "groups, positives and unconditional items count from 1 up, draws from 2: a field needs others"
+            )
+        if self.class_queue < self.positives or self.queue < self.unconditional:
+            raise UserError(
+                f"a queue holds what a step asks for: at least {self.positives} of a class, {self.unconditional} of all"
+            )
+        check_share("plain_share", self.plain_share)
+
+    @property
+    def sees_the_batch(self) -> bool:
+        return True
+
+    def __call__(self, model: Generator, batch: Batch, generator: Source) -> Loss:
+        return self.build(model.item_shape)(model, batch, generator)
+
+    def build(self, item_shape: tuple[int, ...] = (), data: Path | None = None) -> LossFunction:
+        encoder = None if self.encoder is None else self.encoder.build(item_shape, data)
+        return _Guided(self, encoder, item_shape)
+
+
+class _Guided(nn.Module):
+    """The objective with its queues, which are stored with a checkpoint, and its encoder, which is neither trained nor stored."""
+
+    def __init__(self, config: GuidedDrifting, encoder: MapsModule | None, item_shape: tuple[int, ...]):
+        super().__init__()
+        self.config = config
+        self.seen = (encoder,)  # in a tuple, so that it is no part of this module
+        self.by_class = RingBuffer(item_shape, config.class_queue, max(config.num_classes, 1))
+        self.of_all = RingBuffer(item_shape, config.queue)
+
+    def forward(self, model: Generator, batch: Batch, generator: Source) -> Loss:
+        c, (encoder,) = self.config, self.seen
+        self._push(model, batch, generator)
+        k = self._own_groups(generator)
+        x_0 = batch["x_0"]
+        rows = self._rows(k, generator, x_0)
+        alpha = strengths(k, model.max_strength, c.power, c.plain_share, generator, x_0)
+        z = normal((k, c.draws, *model.item_shape), generator, like=x_0)
+        labels = rows.repeat_interleave(c.draws) if c.num_classes else None
+        x = model(z.flatten(0, 1), labels, alpha.repeat_interleave(c.draws)).reshape(z.shape)
+        held = int(self.by_class.held[self.by_class.held > 0].min())
+        positives = self.by_class.draw(rows, min(c.positives, held), generator).to(x)
+        anyone = torch.zeros(k, dtype=torch.int64, device=x.device)
+        beside = self.of_all.draw(anyone, min(c.unconditional, int(self.of_all.held)), generator).to(x)
+        clouds = Clouds(
+            x=x,
+            positives=positives,
+            beside=beside,
+            beside_weight=(alpha - 1) * (c.draws - 1) / beside.shape[1],
+        )
+        encoder = None if encoder is None else encoder.to(x_0)
+        drift = FeatureDrift(regression=c.regression, encoder=encoder, most_places=c.most_places, by_group=True)
+        per_sample, raw, logs = drift(clouds, generator)
+        return Loss(per_sample=per_sample, raw=raw, logs=logs)
+
+    def _push(self, model: Generator, batch: Batch, generator: Source) -> None:
+        c, x_0 = self.config, batch["x_0"]
+        if model.num_classes != c.num_classes:
+            raise UserError(
+                f"the objective is of {c.num_classes} classes, the generator of {model.num_classes}: make them equal"
+            )
+        everyone = gathered(x_0, generator)
+        self.of_all.push(everyone)
+        if c.num_classes == 0:
+            self.by_class.push(everyone)
+            return
+        if "labels" not in batch:
+            raise UserError("the data has no labels: take objectives.Drifting, or num_classes = 0")
+        labels = gathered(batch["labels"], generator)
+        if int(labels.max()) >= c.num_classes:
+            raise UserError(
+                f"the data has a label {int(labels.max())}, the objective {c.num_classes} classes: make them equal"
+            )
+        self.by_class.push(everyone, labels)
+
+    def _own_groups(self, generator: Source) -> int:
+        count = generator.count if isinstance(generator, Shard) else 1
+        if self.config.groups % count:
+            raise UserError(
+                f"{self.config.groups} groups are not divisible by the {count} processes: change one of them"
+            )
+        return self.config.groups // count
+
+    def _rows(self, k: int, generator: Source, like: Tensor) -> Tensor:
+        """The classes of k groups, among those that are known yet."""
+        known = torch.nonzero(self.by_class.held)[:, 0]
+        return known[(uniform((k,), generator, like=like) * len(known)).long().clamp_max(len(known) - 1)]
+
+
+def strengths(n: int, high: float, power: float, plain_share: float, generator: Source, like: Tensor) -> Tensor:
+    """`(n,)` strengths with density in proportion to `alpha^-power` on [1, high], or 1 with probability `plain_share`."""
+    u, plain = uniform((n,), generator, like=like), uniform((n,), generator, like=like) < plain_share
+    alpha = high**u if power == 1 else (1 + u * (high ** (1 - power) - 1)) ** (1 / (1 - power))
+    return torch.where(plain, torch.ones_like(alpha), alpha.clamp(1, high))
