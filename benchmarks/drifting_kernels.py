@@ -79,16 +79,17 @@ def ruler(recipe: Recipe, n: int | None) -> Yardstick:
 def run_one(recipe: Recipe, seed: int, flags: argparse.Namespace) -> None:
     """Train and measure, unless it is done."""
     folder = flags.out / f"{recipe.name}-{seed}"
-    if (folder / "kernels.json").exists():
+    result, rule = folder / "kernels.json", ruler(recipe, flags.n)
+    if result.exists() and json.loads(result.read_text())["n"] == rule.n:
         return
     outcome = train(replace(recipe, seed=seed), TrainingOptions(out=folder, resume=True, quiet=True))
-    model, rule = fewstep.load(folder), ruler(recipe, flags.n)
+    model = fewstep.load(folder)
     cells = [rule.sample(model, OneStep(), seed=i, batch_size=2000) for i in range(DRAWS)]
     floors = [rule.floor(i) for i in range(DRAWS)]
     found = {name: [c[name] for c in cells] for name in NAMES if name in cells[0]}
     floor = {name: [c[name] for c in floors] for name in found}
-    result = {"distances": found, "floor": floor, "n": rule.n, "seconds": outcome.seconds, "steps": recipe.steps}
-    (folder / "kernels.json").write_text(json.dumps(result, indent=1))
+    cost = {"seconds": outcome.seconds, "steps": recipe.steps}
+    result.write_text(json.dumps({"distances": found, "floor": floor, "n": rule.n} | cost, indent=1))
     means = ", ".join(f"{NAMES[k]} {statistics.fmean(v):.4g}" for k, v in found.items())
     print(f"{recipe.name} seed {seed}: {outcome.seconds:.0f} s, {means}", flush=True)
 

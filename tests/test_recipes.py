@@ -5,14 +5,17 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 import torch
 
-from fewstep.datasets import MNIST, T2, Correlated, Digits, Ring
+from fewstep.datasets import CIFAR10, MNIST, T2, Checkerboard, Correlated, Digits, Moons, Ring, SwissRoll
+from fewstep.encoders import Masked
 from fewstep.errors import UserError
-from fewstep.models import ConsistencyMap, Denoiser, MeanFlow, PosteriorFlow
+from fewstep.models import ConsistencyMap, Denoiser, Generator, MeanFlow, PosteriorFlow
 from fewstep.networks import UNetConfig
+from fewstep.networks.masked_autoencoder import MaskedAutoencoder
 from fewstep.objectives import (
     STMD,
     ConsistencyTraining,
     Denoising,
+    Drifting,
     EnergyScoreObjective,
     MeanFlowObjective,
     Semigroup,
@@ -21,7 +24,7 @@ from fewstep.objectives import (
 )
 from fewstep.recipe import Optimiser, Recipe
 from fewstep.recipes import all_recipes, find_recipe
-from fewstep.samplers import Ancestral, FlowMap
+from fewstep.samplers import Ancestral, FlowMap, OneStep
 from fewstep.scaling import EpsilonScaling, GaussianScaling, IdentityScaling
 from problems import generator, normals, seeded
 
@@ -45,6 +48,10 @@ METHODS = {
     "mean-flow": (MeanFlow, MeanFlowObjective, FlowMap),
     "consistency": (ConsistencyMap, ConsistencyTraining, Ancestral),
 }
+for drifting in ("drifting", "drifting-gaussian", "drifting-features", "drifting-features-gaussian"):
+    METHODS[drifting] = (Generator, Drifting, OneStep)  # they have a budget of their own
+RIVALS = [method for method, (model, *_) in METHODS.items() if model is not Generator]
+OF_DRIFTING_ALONE = {"swissroll": SwissRoll(), "checkerboard": Checkerboard(), "moons": Moons(), "cifar10": CIFAR10()}
 OF_THE_METHOD = {"name", "description", "model", "objective", "sampler"}  # the rest is the same for every method
 
 
@@ -52,10 +59,20 @@ OF_THE_METHOD = {"name", "description", "model", "objective", "sampler"}  # the 
 def _no_data(monkeypatch, tmp_path):
     """No recipe may read or fetch data before it is trained."""
     monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "no data here"))
+    monkeypatch.setattr(Masked, "train", _untrained)
+    monkeypatch.setattr(Masked, "key", lambda encoder, data: "untrained")
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+
+
+def _untrained(encoder, data=None):
+    with seeded(0):
+        return MaskedAutoencoder(encoder.dataset.item_shape, encoder.width, encoder.blocks)
 
 
 def test_names():
-    assert set(RECIPES) >= {f"{data}-{method}" for data in DATA for method in METHODS}
+    assert set(RECIPES) >= {f"{data}-{method}" for data in DATA for method in RIVALS}
+    for data in ("swissroll", "checkerboard", "moons", "ring", "digits", "mnist", "cifar10"):
+        assert {f"{data}-drifting", f"{data}-drifting-gaussian"} <= set(RECIPES)
     assert list(RECIPES) == sorted(RECIPES)
     for name, recipe in RECIPES.items():
         assert recipe.name == name
@@ -72,7 +89,7 @@ def test_an_unknown_name_lists_those_there_are():
 
 def method_of(name):
     """The data set and the method in a name."""
-    data = max((data for data in DATA if name.startswith(f"{data}-")), key=len)
+    data = max((data for data in [*DATA, *OF_DRIFTING_ALONE] if name.startswith(f"{data}-")), key=len)
     method = name.removeprefix(f"{data}-")
     assert method in METHODS
     return data, method
@@ -106,8 +123,8 @@ def differing(one, other):
 @pytest.mark.parametrize("data", DATA)
 def test_equal_terms(data):
     """Recipes of one data set differ in the method only: not in data, network, optimiser, steps, batch, average or seed."""
-    recipes = [recipe for name, recipe in RECIPES.items() if method_of(name)[0] == data]
-    assert len(recipes) >= len(METHODS)
+    recipes = [r for name, r in RECIPES.items() if method_of(name)[0] == data and method_of(name)[1] in RIVALS]
+    assert len(recipes) >= len(RIVALS)
     assert recipes[0].dataset == DATA[data]
     for recipe in recipes:
         assert differing(recipe, recipes[0]) <= OF_THE_METHOD, recipe.name
@@ -120,8 +137,8 @@ def test_equal_terms(data):
 @pytest.mark.parametrize("data", DATA)
 def test_where_one_method_is_scaled_its_rivals_are(data):
     """And there is one diffusion. DDPM and Mean Flow of MNIST are as published: on the noise, and on the data."""
-    models = {method: RECIPES[f"{data}-{method}"].model for method in METHODS}
-    assert len({models[method].schedule for method in METHODS if method != "mean-flow"}) == 1
+    models = {method: RECIPES[f"{data}-{method}"].model for method in RIVALS}
+    assert len({models[method].schedule for method in RIVALS if method != "mean-flow"}) == 1
     assert models["stmd-paper"].scaling == IdentityScaling()
     assert not models["stmd-paper"].gaussian_skip
     for method in ("stmd", "stmd-plain", "stmd-scored", "distributional", "consistency"):

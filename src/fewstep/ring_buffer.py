@@ -32,6 +32,9 @@ class RingBuffer(nn.Module):
     @torch.no_grad()
     def push(self, x: Tensor, rows: Tensor | None = None) -> None:
         """Items `(n, ...)`, each to its row `(n,)`; to row 0 where there is none given."""
+        if not self.pushed.any():
+            self.items = self.items.to(x)  # in the dtype and on the device of what comes
+            self.pushed = self.pushed.to(x.device)
         rows = torch.zeros(len(x), dtype=torch.int64, device=x.device) if rows is None else rows
         for row in rows.unique().tolist():
             new = x[rows == row][-self.size :]

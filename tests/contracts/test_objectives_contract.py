@@ -17,9 +17,11 @@ from fewstep.objectives import (
     Denoising,
     Distillation,
     EnergyScoreObjective,
+    GuidedDrifting,
     MeanFlowObjective,
     Objective,
     RewardGradient,
+    STMDDrifting,
 )
 from fewstep.pretrained import save_pretrained
 from fewstep.rewards import Linear
@@ -62,7 +64,12 @@ def steered() -> RewardGradient:
 
 
 OBJECTIVES = members(fewstep.objectives, Objective)
-MADE = {Distillation: taught, RewardGradient: steered}  # members that need arguments
+MADE = {
+    Distillation: taught,  # members that need arguments
+    RewardGradient: steered,
+    GuidedDrifting: lambda: GuidedDrifting(groups=8, draws=3),  # as many groups as the batch has items
+    STMDDrifting: lambda: STMDDrifting(share=1.0, draws=4),
+}
 MORE = [STMD(peers=True), EnergyScoreObjective(peers=True)]  # the loss of an item sees the batch
 BATCH = {"x_0": normals(8, 3, seed=0)}
 every_objective = pytest.mark.parametrize(

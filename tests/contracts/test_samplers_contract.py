@@ -13,7 +13,8 @@ from fewstep.configuration import from_config, to_config
 from fewstep.draws import item_generators, normal
 from fewstep.errors import UserError
 from fewstep.models import ConsistencyMap, EvaluationCounter, MixturePosterior, Model, ModelConfig, PosteriorModel
-from fewstep.samplers import Ancestral, FlowMap, OfMeans, ProbabilityFlow, ReverseSDE, Sampler
+from fewstep.samplers import Ancestral, FlowMap, OfMeans, OneStep, ProbabilityFlow, ReverseSDE, Sampler
+from fewstep.samplers.base import step_counts
 from problems import SCHEDULE, generator, members, models_for, normals, ring
 
 SAMPLERS = members(fewstep.samplers, Sampler)
@@ -34,6 +35,11 @@ every_case = pytest.mark.parametrize(
 )
 
 
+of_many_steps = pytest.mark.parametrize(
+    ("sampler", "model"),
+    [case for case in CASES if case[0].takes_steps],
+    ids=[f"{type(s).__name__}-{type(m).__name__}" for s, m in CASES if s.takes_steps],
+)
 every_sampler = pytest.mark.parametrize("sampler", [cls() for cls in SAMPLERS], ids=lambda s: type(s).__name__)
 
 
@@ -64,10 +70,11 @@ def _any_model(model: Model):
 def test_there_and_back_through_its_configuration(sampler):
     """As a saved model keeps it."""
     assert from_config(to_config(sampler), trust_code=False) == sampler
-    assert from_config(to_config(sampler.with_steps(3)), trust_code=False) == sampler.with_steps(3)
+    more = sampler.with_steps(3 if sampler.takes_steps else 1)
+    assert from_config(to_config(more), trust_code=False) == more
 
 
-@every_case
+@of_many_steps
 def test_another_number_of_steps_is_another_cost_and_nothing_else(sampler, model):
     """The cost grows by the same amount with each step; without numbers the sampler is as it was."""
     assert sampler.with_steps() == sampler
@@ -83,6 +90,17 @@ def test_another_number_of_steps_is_another_cost_and_nothing_else(sampler, model
     assert costs[2] - costs[1] == costs[1] - costs[0] > 0
     with pytest.raises(UserError):
         sampler.with_steps(0)
+
+
+def test_one_step_is_one_step():
+    """It costs one evaluation whatever the budget, and no other number can be asked for."""
+    (sampler,) = [s for s in (cls() for cls in SAMPLERS) if not s.takes_steps]
+    assert sampler == OneStep()
+    assert sampler.with_nfe(8) == sampler == sampler.with_steps(1) == sampler.with_steps(None, 1)
+    assert step_counts(sampler) == {"steps": 1, "flow_steps": 1}
+    for changes in ((2, None), (None, 4)):
+        with pytest.raises(UserError, match="OneStep has no"):
+            sampler.with_steps(*changes)
 
 
 @every_case

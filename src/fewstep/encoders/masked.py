@@ -57,9 +57,7 @@ class Masked(Encoder):
         if len(item_shape) != 3 or tuple(item_shape) != self.dataset.item_shape:
             raise UserError(f"the encoder is of images {self.dataset.item_shape}, the items are {tuple(item_shape)}: name the "
                             "data set of the items (--objective.encoder.dataset), images with channels first")  # fmt: skip
-        first = self.dataset.train(data).up_to(1000)["x_0"].numpy().tobytes()
-        key = hashlib.sha256(repr((to_config(self), torch.__version__)).encode() + first).hexdigest()[:12]
-        folder = cache_folder() / "encoders" / f"{type(self.dataset).__name__.lower()}-{key}"
+        folder = cache_folder() / "encoders" / f"{type(self.dataset).__name__.lower()}-{self.key(data)}"
         if not (folder / CHECKSUMS).exists():
             network = self.train(data)
             record = {"encoder": to_config(self), "item_shape": list(item_shape), "torch": torch.__version__}
@@ -70,6 +68,11 @@ class Masked(Encoder):
         network = MaskedAutoencoder(item_shape, self.width, self.blocks)
         network.load_state_dict(safetensors.torch.load(read_checked(folder, WEIGHTS)))
         return _Maps(network).eval().requires_grad_(False)
+
+    def key(self, data: Path | None = None) -> str:
+        """What tells apart encoders that were trained on other images or in another way."""
+        first = self.dataset.train(data).up_to(1000)["x_0"].numpy().tobytes()
+        return hashlib.sha256(repr((to_config(self), torch.__version__)).encode() + first).hexdigest()[:12]
 
     def train(self, data: Path | None = None, quiet: bool = False) -> MaskedAutoencoder:
         """The trained network."""

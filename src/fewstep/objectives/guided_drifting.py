@@ -27,9 +27,9 @@ class GuidedDrifting(Objective):
     (alpha - 1) p`: guidance of strength alpha, by one evaluation of the network. (Where that is negative somewhere it is no law,
     and there is no zero.) `alpha ~ alpha^-power` on `[1, model.max_strength]`, and 1 with probability `plain_share`.
 
-    Items come from queues of the latest `class_queue` of each class and the latest `queue` of all, filled by every batch;
-    they are stored with a checkpoint. `num_classes` is that of the data; 0 makes groups of any items. `per_sample` has
-    `groups draws` numbers, whatever the batch. Raises `UserError` where a number is out of range, the data or the model have
+    Items come from queues of the latest `class_queue` of each class and the latest `queue` of all, filled by every batch; they
+    are stored with a checkpoint. `num_classes` is that of the data; 0 makes groups of any items. `per_sample` is the mean of
+    each group, `(groups,)`, whatever the batch. Raises `UserError` where a number is out of range, the data or the model have
     other classes, and where several processes do not divide the groups.
     """
 
@@ -102,7 +102,8 @@ class _Guided(nn.Module):
         encoder = None if encoder is None else encoder.to(x_0)
         drift = FeatureDrift(regression=c.regression, encoder=encoder, most_places=c.most_places, by_group=True)
         per_sample, raw, logs = drift(clouds, generator)
-        return Loss(per_sample=per_sample, raw=raw, logs=logs)
+        of_groups = [numbers.reshape(k, c.draws).mean(1) for numbers in (per_sample, raw, *logs.values())]
+        return Loss(per_sample=of_groups[0], raw=of_groups[1], logs=dict(zip(logs, of_groups[2:], strict=True)))
 
     def _push(self, model: Generator, batch: Batch, generator: Source) -> None:
         c, x_0 = self.config, batch["x_0"]

@@ -80,11 +80,7 @@ class LossModule(nn.Module):
     """
 
     def __init__(
-        self,
-        model: Model,
-        objective: Objective,
-        precision: Literal["no", "bf16"] = "no",
-        data: Path | None = None,
+        self, model: Model, objective: Objective, precision: Literal["no", "bf16"] = "no", data: Path | None = None
     ):
         super().__init__()
         self.model = model
