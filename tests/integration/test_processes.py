@@ -27,9 +27,20 @@ def folders(tmp_path_factory) -> dict[int, Path]:
     return {1: one, 2: two}
 
 
-def test_the_gradient_is_that_of_the_joint_batch(folders):
-    one, two = (safetensors.torch.load_file(folders[count] / "gradients") for count in (1, 2))
-    assert (one.pop("items"), two.pop("items")) == (64, 32)
+@pytest.mark.parametrize(
+    ("case", "items"), {"hybrid": (64, 32), "drifting": (64, 32), "independent": (64, 32), "guided": (4, 2)}.items()
+)
+def test_the_gradient_is_that_of_the_joint_batch(folders, case, items):
+    """Also where the field is a statistic of the batch, with queues, and where processes share groups out."""
+    one, two = (
+        {
+            name.removeprefix(f"{case}."): g
+            for name, g in safetensors.torch.load_file(path).items()
+            if name.startswith(case)
+        }
+        for path in (folders[count] / "gradients" for count in (1, 2))
+    )
+    assert (one.pop("items"), two.pop("items")) == items
     assert max(g.abs().max() for g in one.values()) > 1e-3
     for name, expected in one.items():
         torch.testing.assert_close(two[name], expected, rtol=1e-10, atol=1e-12)
