@@ -80,6 +80,24 @@ class Pair:
         for first in range(0, self.x.shape[-2], size):
             yield self.x[..., first : first + size, :], first
 
+    def by_rows(self, columns: int, of: Callable[[Tensor, int], Tensor], width: int | None = None) -> Tensor:
+        """`of(rows, first)` of all blocks of rows, `(.., n, width)`, in one piece of memory from the start."""
+        shape = (*self.x.shape[:-1], self.x.shape[-1] if width is None else width)
+        found = self.x.new_empty(shape)
+        for rows, first in self.blocks(columns):
+            found[..., first : first + rows.shape[-2], :] = of(rows, first)
+        return found
+
+    def by_columns(self, cloud: Cloud, kernel: Kernel, f: Tensor | None = None) -> Tensor:
+        """`LSE_x` `(.., 1, m)` of a cloud's log-affinities, to which `f` `(.., n, 1)` is added where it is given."""
+        found = self.x.new_full((*self.x.shape[:-2], 1, cloud.size), -torch.inf)
+        for rows, first in self.blocks(self.pos.size + self.neg.size):
+            logits = cloud.logits(kernel, rows, first)
+            if f is not None:
+                logits = logits + f[..., first : first + rows.shape[-2], :]
+            found = torch.logaddexp(found, logits.logsumexp(-2, keepdim=True))
+        return found
+
     def mean_distance(self) -> float:
         """`E ||x_i - y_j||` over both clouds by their weights, in all groups, without the pairs that are masked.
 

@@ -110,8 +110,9 @@ class DriftingField:
         }[self.normalisation](pair)
 
     def _split(self, pair: Pair) -> Tensor:
-        parts, (pos, neg) = [], (pair.pos, pair.neg)
-        for rows, first in pair.blocks(pos.size + neg.size):
+        pos, neg = pair.pos, pair.neg
+
+        def drift(rows: Tensor, first: int) -> Tensor:
             shares = [cloud.logits(self.kernel, rows, first).softmax(-1) for cloud in (pos, neg)]
             centroids = [w @ cloud.y for w, cloud in zip(shares, (pos, neg), strict=True)]
             if self.correct_bias:
@@ -119,16 +120,17 @@ class DriftingField:
                     c + w.square() @ cloud.y - w.square().sum(-1, keepdim=True) * c
                     for c, w, cloud in zip(centroids, shares, (pos, neg), strict=True)
                 ]
-            parts.append(centroids[0] - centroids[1])
-        return torch.cat(parts, dim=-2)
+            return centroids[0] - centroids[1]
+
+        return pair.by_rows(pos.size + neg.size, drift)
 
     def _product(self, pair: Pair) -> Tensor:
         """`p q (C+ - C-)`. Weights multiply after the normalisations, which do not see them."""
         pos, neg = pair.pos, pair.neg
         bare = [cloud.bare() for cloud in (pos, neg)]
-        columns = self._columns(pair, bare) if self.normalisation == "both" else [None, None]
-        parts = []
-        for rows, first in pair.blocks(pos.size + neg.size):
+        columns = [pair.by_columns(c, self.kernel) if self.normalisation == "both" else None for c in bare]
+
+        def drift(rows: Tensor, first: int) -> Tensor:
             logits = [cloud.logits(self.kernel, rows, first) for cloud in bare]
             of_rows = torch.logaddexp(*(logit.logsumexp(-1, keepdim=True) for logit in logits))
             affinities = []
@@ -138,61 +140,39 @@ class DriftingField:
                     a = cloud.leave_own_out(a.clamp_min_(math.sqrt(self.floor)), first, 0.0)
                 affinities.append(a if cloud.log_w is None else a * cloud.log_w.exp())
             p, q = (a.sum(-1, keepdim=True) for a in affinities)
-            parts.append(q * (affinities[0] @ pos.y) - p * (affinities[1] @ neg.y))
-        return torch.cat(parts, dim=-2)
+            return q * (affinities[0] @ pos.y) - p * (affinities[1] @ neg.y)
 
-    def _columns(self, pair: Pair, clouds: list[Cloud]) -> list[Tensor]:
-        """`LSE_x` `(.., 1, m)` of each cloud, over the blocks of rows."""
-        found: list[Tensor] = []
-        for rows, first in pair.blocks(sum(cloud.size for cloud in clouds)):
-            part = [cloud.logits(self.kernel, rows, first).logsumexp(-2, keepdim=True) for cloud in clouds]
-            found = part if not found else [torch.logaddexp(a, b) for a, b in zip(found, part, strict=True)]
-        return found
+        return pair.by_rows(pos.size + neg.size, drift)
 
     def _sharp(self, pair: Pair) -> Tensor:
-        parts, (pos, neg) = [], (pair.pos, pair.neg)
-        for rows, first in pair.blocks(pos.size + neg.size):
-            scores = []
-            for cloud in (pos, neg):
-                logit = cloud.logits(self.kernel, rows, first)
-                sharp = cloud.logits_of(self.kernel.log_sharp, rows, first).logsumexp(-1, keepdim=True)
-                w = (logit - sharp).exp()
-                scores.append(w @ cloud.y - w.sum(-1, keepdim=True) * rows)
-            parts.append(scores[0] - scores[1])
-        return torch.cat(parts, dim=-2)
+        def score(cloud: Cloud, rows: Tensor, first: int) -> Tensor:
+            sharp = cloud.logits_of(self.kernel.log_sharp, rows, first).logsumexp(-1, keepdim=True)
+            w = (cloud.logits(self.kernel, rows, first) - sharp).exp()
+            return w @ cloud.y - w.sum(-1, keepdim=True) * rows
+
+        def drift(rows: Tensor, first: int) -> Tensor:
+            return score(pair.pos, rows, first) - score(pair.neg, rows, first)
+
+        return pair.by_rows(pair.pos.size + pair.neg.size, drift)
 
     def _sinkhorn(self, pair: Pair) -> Tensor:
         return self._barycentre(pair, pair.pos) - self._barycentre(pair, pair.neg)
 
     def _barycentre(self, pair: Pair, cloud: Cloud) -> Tensor:
         """Where the scaled plan sends each row: rows, then columns, rows, ..., `rounds` half-steps; rows at last."""
-        n = pair.x.shape[-2]
-        f, g = pair.x.new_zeros(*pair.x.shape[:-1], 1), cloud.log_weights  # log-scalings of rows, columns
+        bare, g = cloud.bare(), cloud.log_weights  # log-scalings: f of rows, g of columns
+        share = g - g.logsumexp(-1, keepdim=True) + math.log(pair.x.shape[-2])
 
-        def rows_of(g: Tensor) -> Tensor:
-            found = [
-                -(cloud.bare().logits(self.kernel, rows, first) + g).logsumexp(-1, keepdim=True)
-                for rows, first in pair.blocks(cloud.size)
-            ]
-            return torch.cat(found, dim=-2)
+        def to_one(rows: Tensor, first: int) -> Tensor:
+            return -(bare.logits(self.kernel, rows, first) + g).logsumexp(-1, keepdim=True)
 
-        for half in range(self.rounds):
-            if half % 2 == 0:
-                f = rows_of(g)
-                continue
-            total: Tensor | None = None
-            for rows, first in pair.blocks(cloud.size):
-                part = cloud.bare().logits(self.kernel, rows, first) + f[..., first : first + rows.shape[-2], :]
-                part = part.logsumexp(-2, keepdim=True)
-                total = part if total is None else torch.logaddexp(total, part)
-            assert total is not None
-            share = cloud.log_weights - cloud.log_weights.logsumexp(-1, keepdim=True)
-            g = share + math.log(n) - total
-        if self.rounds % 2 == 0:
-            f = rows_of(g)
-        parts = [
-            (cloud.bare().logits(self.kernel, rows, first) + f[..., first : first + rows.shape[-2], :] + g).exp()
-            @ cloud.y
-            for rows, first in pair.blocks(cloud.size)
-        ]
-        return torch.cat(parts, dim=-2)
+        f = pair.by_rows(cloud.size, to_one, width=1)
+        for _ in range(self.rounds // 2):
+            g = share - pair.by_columns(bare, self.kernel, f)
+            f = pair.by_rows(cloud.size, to_one, width=1)
+
+        def barycentre(rows: Tensor, first: int) -> Tensor:
+            of_rows = f[..., first : first + rows.shape[-2], :]
+            return (bare.logits(self.kernel, rows, first) + of_rows + g).exp() @ cloud.y
+
+        return pair.by_rows(cloud.size, barycentre)
