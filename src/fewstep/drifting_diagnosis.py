@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.kernels import Gaussian, Kernel, Laplace
+from fewstep.kernels import Gaussian, Laplace
 from fewstep.progress import Meter
 from fewstep.score_view import (
-    Decomposition,
     IsotropicMixture,
     alignment,
     decompose,
@@ -29,7 +28,6 @@ from fewstep.score_view import (
 )
 
 RADIUS, STD, MODES = 3.0, 0.5, 6
-ROWS = 64  # at a time, of the finite samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +130,7 @@ def _aligned(laws: Callable, dim: int, plan: DriftingPlan, draw: int) -> dict[st
     x = q.sample(plan.points, generator)
     exact = [decompose_population(kernel, x, law) for law in (p, q)]
     clouds = [law.sample(plan.samples, generator) for law in (p, q)]
-    finite = [_in_rows(kernel, x, cloud) for cloud in clouds]
+    finite = [decompose(kernel, x, cloud) for cloud in clouds]
     found = {"population": exact, "finite": finite}
     numbers = {kind: alignment(parts[0], parts[1], plan.share * rho**2) for kind, parts in found.items()}
     drift = exact[0].shift - exact[1].shift
@@ -140,15 +138,6 @@ def _aligned(laws: Callable, dim: int, plan: DriftingPlan, draw: int) -> dict[st
     off = (matched[0] - matched[1] - drift).square().sum() / drift.square().sum()
     numbers["population"]["relative_to_gaussian"] = off.item()
     return numbers
-
-
-def _in_rows(kernel: Kernel, x: Tensor, y: Tensor) -> Decomposition:
-    parts = [decompose(kernel, rows, y) for rows in x.split(ROWS)]
-    return Decomposition(
-        shift=torch.cat([p.shift for p in parts]),
-        alpha=torch.cat([p.alpha for p in parts]),
-        score=torch.cat([p.score for p in parts]),
-    )
 
 
 def _summary(draws: list[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -181,7 +170,7 @@ def _plane(kernel: Gaussian | Laplace, plan: DriftingPlan) -> dict[str, Any]:
     found: dict[str, Any] = {"kernel": type(kernel).__name__, "bandwidth": kernel.bandwidth, "points": grid.tolist()}
     for kind, parts in (
         ("population", [decompose_population(kernel, x, law) for law in (p, q)]),
-        ("finite", [_in_rows(kernel, x, cloud) for cloud in clouds]),
+        ("finite", [decompose(kernel, x, cloud) for cloud in clouds]),
     ):
         drift, score = (getattr(parts[0], name) - getattr(parts[1], name) for name in ("shift", "score"))
         cosine = torch.cosine_similarity(drift, score, dim=1)[len(grid) :]

@@ -38,7 +38,7 @@ def write_report(
     flow_steps = step_counts(sampler)["flow_steps"]
     one = 1 if flow_steps > 1 else None
     parts = [f"<h1>{html.escape(recipe.name)}</h1><p>{html.escape(recipe.description)}.</p>", "<h2>Samples</h2>"]
-    for count in steps:
+    for count in steps if sampler.takes_steps else (1,):
         drawn = sampler.with_steps(count, one)
         x_0 = sample(model, n, sampler=drawn, seed=seed)
         parts.append(page.figure(_show(x_0), f"N = {count}, M = 1: {drawn.nfe} network evaluations each"))
@@ -55,7 +55,7 @@ def write_report(
         parts.append(_randomness(model, real, flow_steps, seed))
     parts += [
         "<h2>Training</h2>",
-        page.figure(_curves(read_log(run)), "Loss as trained, and the raw squared error by t - r"),
+        page.figure(_curves(read_log(run)), "Loss as trained, and what it is without weights and normalisation"),
     ]
     evaluation = run / "evaluation.json"
     result = json.loads(evaluation.read_text()) if evaluation.exists() else {}
@@ -166,8 +166,13 @@ def _curves(log: list[dict[str, Any]]) -> bytes:
     for bucket in sorted({name for line in log for name in line["raw_by_bucket"]}):
         pairs = [(line["step"], line["raw_by_bucket"][bucket]) for line in log if bucket in line["raw_by_bucket"]]
         axes[1].plot(*zip(*pairs, strict=True), marker=".", label=bucket)
-    axes[1].set(xlabel="step", ylabel="raw squared error", yscale="log")
-    axes[1].legend(title="t - r (or tau)", fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
+    drifts = [name for name in log[-1] if name.startswith("drift_rms_")] if log else []
+    for name in drifts:  # what tells of progress where the loss is normalised
+        pairs = [(line["step"], line[name]) for line in log if name in line]
+        axes[1].plot(*zip(*pairs, strict=True), marker=".", label=f"temperature {name.removeprefix('drift_rms_')}")
+    axes[1].set(xlabel="step", ylabel="root mean square drift" if drifts else "raw squared error", yscale="log")
+    title = None if drifts else "t - r (or tau)"
+    axes[1].legend(title=title, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
     return page.png(figure)
 
 

@@ -52,19 +52,22 @@ class Decomposition:
 def decompose(kernel: Kernel, x: Tensor, y: Tensor) -> Decomposition:
     """The mean shift of a cloud y `(m, d)` at x `(n, d)`, by the kernel's own score."""
     r = distances(x, y)
-    w, b, away = kernel.log_k(r).softmax(1), kernel.b(r), y - x[:, None]
-    return Decomposition(
-        shift=(w[..., None] * away).sum(1), alpha=(w * b).sum(1), score=((w / b)[..., None] * away).sum(1)
-    )
+    w, b = kernel.log_k(r).softmax(1), kernel.b(r)
+    return Decomposition(shift=w @ y - x, alpha=(w * b).sum(1), score=_away(w / b, x, y))
 
 
 def decompose_sharp(kernel: Kernel, x: Tensor, y: Tensor) -> Decomposition:
     """The same by the companion kernel's score: alpha is `pi_k# / pi_k`, and there is no residual."""
-    r, away = distances(x, y), y - x[:, None]
+    r = distances(x, y)
     log_k, log_sharp = kernel.log_k(r), kernel.log_sharp(r)
-    score = ((log_k - log_sharp.logsumexp(1, keepdim=True)).exp()[..., None] * away).sum(1)
+    score = _away((log_k - log_sharp.logsumexp(1, keepdim=True)).exp(), x, y)
     alpha = (log_sharp.logsumexp(1) - log_k.logsumexp(1)).exp()
-    return Decomposition(shift=(log_k.softmax(1)[..., None] * away).sum(1), alpha=alpha, score=score)
+    return Decomposition(shift=log_k.softmax(1) @ y - x, alpha=alpha, score=score)
+
+
+def _away(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """`sum_j w_ij (y_j - x_i)`."""
+    return weights @ y - weights.sum(1, keepdim=True) * x
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
