@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import fewstep
+import fewstep.encoders
 import fewstep.inverse
 import fewstep.metrics
 import fewstep.objectives
@@ -141,6 +142,7 @@ def test_every_offence_counts():
             OF_INVERSE_INSIDE,
         ),
         ("rewards.md", fewstep.steering, set()),
+        ("drifting.md", fewstep.encoders, {"Encoder", "MapsModule", "pooled"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
