@@ -17,6 +17,7 @@ from fewstep.objectives import (
     Denoising,
     Drifting,
     EnergyScoreObjective,
+    GuidedDrifting,
     MeanFlowObjective,
     Semigroup,
     STMDDrifting,
@@ -50,6 +51,7 @@ METHODS = {
 }
 for drifting in ("drifting", "drifting-gaussian", "drifting-features", "drifting-features-gaussian"):
     METHODS[drifting] = (Generator, Drifting, OneStep)  # they have a budget of their own
+METHODS["drifting-guided"] = (Generator, GuidedDrifting, OneStep)
 RIVALS = [method for method, (model, *_) in METHODS.items() if model is not Generator]
 OF_DRIFTING_ALONE = {"swissroll": SwissRoll(), "checkerboard": Checkerboard(), "moons": Moons(), "cifar10": CIFAR10()}
 OF_THE_METHOD = {"name", "description", "model", "objective", "sampler"}  # the rest is the same for every method
@@ -105,8 +107,9 @@ def test_every_recipe_builds_fits_learns_and_samples(name):
     x_0 = 0.5 * normals(20, *shape, seed=0, dtype=torch.float32) + 0.1
     model.fit(x_0)
     assert (type(model), type(recipe.objective), type(recipe.sampler)) == METHODS[method]
-    loss = recipe.objective(model, {"x_0": x_0[:4], "progress": torch.zeros(4)}, generator(1))
-    assert loss.per_sample.shape == (4,)
+    batch = {"x_0": x_0[:4], "progress": torch.zeros(4), "labels": torch.arange(4)}
+    loss = recipe.objective(model, batch, generator(1))
+    assert loss.per_sample.shape == ((recipe.objective.groups,) if method == "drifting-guided" else (4,))
     assert loss.per_sample.isfinite().all()
     loss.per_sample.mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -37,6 +37,10 @@ class SamplerFlags:
     """Times of the steps: uniform, log-snr, or a list such as 1,0.6,0.2,0."""
     kernel: str | None = None
     """bridge (the reverse SDE), or c of the kernel family: 0 re-noising ... 1 DDIM."""
+    label: int | None = None
+    """Class of the samples, of a generator with classes; drawn at random if left out."""
+    strength: float | None = None
+    """Strength of guidance, of a generator that was trained with it: from 1 (none)."""
 
 
 def named_sampler(name: str) -> Sampler:
@@ -58,6 +62,7 @@ def override(sampler: Sampler, flags: SamplerFlags) -> Sampler:
         changes["kernel"] = (
             "bridge" if flags.kernel == "bridge" else _number(flags.kernel, "--kernel", "bridge or c from 0 to 1")
         )
+    changes |= {k: v for k, v in (("label", flags.label), ("strength", flags.strength)) if v is not None}
     base = named_sampler(flags.sampler) if flags.sampler is not None else sampler
     return _replace(base.with_steps(steps, flags.flow_steps), changes)
 

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 from fewstep.datasets import Digits
 from fewstep.encoders import Masked
-from fewstep.models import PosteriorFlowConfig
+from fewstep.kernels import Laplace
+from fewstep.models import GeneratorConfig, PosteriorFlowConfig
 from fewstep.networks import UNetConfig
+from fewstep.objectives import GuidedDrifting
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.recipes._drifting import drifting
+from fewstep.recipes._drifting import drifting, regression
 from fewstep.recipes._rivals import calibrated, rivals
 from fewstep.samplers import Ancestral
 from fewstep.scaling import GaussianScaling
@@ -44,4 +46,13 @@ digits_drifting = drifting(
     "on scikit-learn's digits (minutes on a CPU)",
     replace(digits_stmd, batch_size=128),
     most_places=16,
+)
+
+digits_guided = replace(
+    digits_drifting[0],
+    name="digits-drifting-guided",
+    description="a one-step generator of classes, with guidance as an input, by drifting in pixels on scikit-learn's digits",
+    model=GeneratorConfig(network=replace(DIGITS_UNET, num_classes=10), max_strength=4.0),
+    objective=GuidedDrifting(regression=regression(Laplace(bandwidth=1.0)), num_classes=10),
+    batch_size=64,
 )
