@@ -4,6 +4,7 @@ Linear: `b = (.5, -1)`: log Z .80743961, weights .0895 .1729 .7376, KL .84841246
 measurement without its constant.
 """
 
+import inspect
 import math
 from dataclasses import replace
 
@@ -425,3 +426,49 @@ def test_evaluations_and_memory_are_counted():
     assert guided.nfe == 4 * 3 + 1
     small = replace(Guidance(steps=5, draws=3), max_batch=12)(model, linear, 20, generator(0))
     assert small.x.shape == guided.x.shape
+
+
+def test_a_reward_that_writes_into_the_items_is_refused():
+    """Silently, the samples would be those that it made of them."""
+
+    def writes(x):
+        x.mul_(0.5)
+        return x @ SLOPE.to(x)
+
+    with pytest.raises(UserError, match=r"in place: work on a copy, x\.clone\(\)"):
+        steered(BestOfN(), writes, 8)
+    assert steered(BestOfN(), lambda x: (0.5 * x) @ SLOPE.to(x), 8).x.isfinite().all()
+
+
+def test_potentials_beyond_all_numbers_are_refused():
+    with pytest.raises(UserError, match="raise the temperature"):
+        steered(BestOfN(temperature=1e-310), n=8)
+    with pytest.raises(UserError, match="raise the temperature"):
+        steered(SMC(temperature=1e-150), lambda x: 1e200 * (x @ SLOPE.to(x)), 8)
+
+
+def test_one_draw_does_not_know_how_far_off_it_is():
+    x, tau = normals(3, 2, seed=0), tau_of(0.5)
+    for gradient in ("covariance",):
+        one = estimate_value(law_of(), x, tau, 1, gradient)
+        assert all(numbers.isnan().all() for numbers in (one.bias, one.std, one.gradient_bias, one.gradient_std))
+        assert one.log_value.isfinite().all()
+        two = estimate_value(law_of(), x, tau, 2, gradient)
+        assert all(numbers.isfinite().all() for numbers in (two.bias, two.std, two.gradient_bias, two.gradient_std))
+
+
+def test_a_walk_leaves_no_graph_and_knows_its_model():
+    model = randomised_flow()
+    states = list(SingleParticle(steps=3, draws=4).walk(model, lambda x: x.sum(1), generator(0)))
+    assert not states[-1].x.requires_grad
+    assert torch.is_grad_enabled()
+    walk = inspect.unwrap(SingleParticle.walk)  # past the test run's check of types, which would come first
+    other = MeanFlow(TINY_MLP.build((2,), inputs=1, times=2), (2,))
+    with pytest.raises(UserError, match="needs a model of q"):
+        next(walk(SingleParticle(steps=3), other, linear, generator(0)))
+
+
+def randomised_flow() -> PosteriorFlow:
+    with seeded(0):
+        network = TINY_MLP.build((2,), inputs=2, times=3)
+    return PosteriorFlow(randomise(network, 0), SCHEDULE, GaussianScaling(), (2,))

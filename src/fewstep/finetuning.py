@@ -72,7 +72,8 @@ class FinetunePlan:
     def __post_init__(self) -> None:
         if not (0 < self.temperature < math.inf and 0 < self.floor <= 1 and 0 <= self.anchor < math.inf):
             raise UserError("temperature is above 0, floor in (0, 1], anchor not negative, all of them finite")
-        if min(self.pool, self.rounds, self.steps) < 1 or (self.batch_size or 1) < 1 or self.seed < 0:
+        batch = 1 if self.batch_size is None else self.batch_size
+        if min(self.pool, self.rounds, self.steps, batch) < 1 or self.seed < 0:
             raise UserError("pool, rounds, steps and batch size count from 1 up, seed from 0")
         if self.method == "gradient" and self.source == "model":
             raise UserError("--source is of the tilt: --method gradient noises training data")

@@ -36,6 +36,7 @@ def _asked(reward: RewardFunction, x_0: Tensor, max_batch: int) -> Tensor:
 
 def checked_rewards(reward: RewardFunction, x_0: Tensor) -> Tensor:
     """`rewards_of` in one piece."""
+    before = None if x_0.is_inference() else x_0._version
     try:
         r = reward(x_0)
     except UserError:
@@ -44,6 +45,8 @@ def checked_rewards(reward: RewardFunction, x_0: Tensor) -> Tensor:
         raise UserError(
             f"the reward failed on items {tuple(x_0.shape)}: {type(error).__name__}: {error} (--debug shows where)"
         ) from error
+    if before is not None and x_0._version != before:
+        raise UserError("the reward changes the items that it is shown, in place: work on a copy, x.clone()")
     if not isinstance(r, Tensor):
         raise UserError(f"the reward gave a {type(r).__name__}: give a tensor ({len(x_0)},), one number for each item")
     if r.shape != (len(x_0),):
@@ -75,7 +78,14 @@ class Tilt(Target):
     def log_potential(self, x_0: Tensor) -> Tensor:
         """`r(x_0) / T` `(.., rows)` of draws `(.., rows, *item_shape)`."""
         lead = x_0.shape[: x_0.ndim - len(self.model.item_shape)]
-        return self.rewards(x_0.reshape(-1, *self.model.item_shape)).reshape(lead) / self.temperature
+        r = self.rewards(x_0.reshape(-1, *self.model.item_shape)).reshape(lead)
+        g = r / self.temperature
+        if (g.isinf() & r.isfinite()).any():
+            raise UserError(
+                f"rewards up to {r[r.isfinite()].abs().max():.3g} over a temperature of {self.temperature:g} are beyond all "
+                "numbers: raise the temperature, or scale the reward"
+            )
+        return g
 
     def rewards(self, x_0: Tensor) -> Tensor:
         """`r(x_0)` `(n,)` of items `(n, *item_shape)`."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fewstep.draws import Source, normal
@@ -99,6 +100,14 @@ class SingleParticle(LookAheadSteering):
     def walk(self, model: PosteriorModel, reward: RewardFunction, generator: Source = None) -> Iterator[Particles]:
         """One chain, state by state: look at `state.drawn` `(draws, 1, ...)`, change what the reward wants, go on.
 
-        The reward is asked anew at every state. The last state's x is the sample.
+        The reward is asked anew at every state: a change of it counts from the next draws on, not for those just shown. The last
+        state's x is the sample. Raises `UserError` where the model has no posterior.
         """
-        return self.states(self.target(model, reward, generator), 1, 0.0)
+        self.check_model(model)
+        states = self.states(self.target(model, reward, generator), 1, 0.0)
+        while True:
+            with torch.no_grad():  # not around the whole: it would stay on between the states
+                state = next(states, None)
+            if state is None:
+                return
+            yield state

@@ -31,8 +31,8 @@ class ValueEstimate:
 
     `log_value` `(rows,)` with the delta method's estimates of its `bias` and standard deviation `std`; `gradient` `(rows, ...)`
     with those of its components, `gradient_bias` and `gradient_std`. Where one draw has all the weight, the estimates of bias and
-    deviation have nothing to go by. Those of the plug-in are NaN: it does not know how far off it is. `drawn` `(J, rows, ...)`
-    are the draws and `g` `(J, rows)` their potentials, the mean's alone for the plug-in.
+    deviation have nothing to go by; of a single draw, and of the plug-in, which does not know how far off it is, they are NaN.
+    `drawn` `(J, rows, ...)` are the draws and `g` `(J, rows)` their potentials, the mean's alone for the plug-in.
     """
 
     log_value: Tensor
@@ -120,11 +120,13 @@ def _weighted(slopes: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _estimate(drawn: Tensor, g: Tensor, gradient: Tensor, bias: Tensor, std: Tensor) -> ValueEstimate:
     n = len(g)
+    if n == 1:  # one draw says nothing of how draws differ
+        bias, std = torch.full_like(bias, torch.nan), torch.full_like(std, torch.nan)
     uneven = (n / effective_sample_size(g).clamp_min(1) - 1) / max(n - 1, 1)  # the relative variance of the mean weight
     return ValueEstimate(
         log_value=log_mean_exp(g),
-        bias=-uneven / 2,
-        std=uneven.sqrt(),
+        bias=-uneven / 2 if n > 1 else torch.full_like(uneven, torch.nan),
+        std=uneven.sqrt() if n > 1 else torch.full_like(uneven, torch.nan),
         gradient=gradient,
         gradient_bias=bias,
         gradient_std=std,
