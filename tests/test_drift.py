@@ -257,3 +257,55 @@ def test_identical_points_are_no_accident(normalisation):
     x = torch.ones(5, 2).double()
     found = DriftingField(kernel=Laplace(bandwidth=0.5), normalisation=normalisation)(x, x.clone())
     assert_close(found, torch.zeros_like(x), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("normalisation", ["split", "joint", "both", "sharp", "sinkhorn"])
+def test_no_more_than_a_block_is_held(monkeypatch, normalisation):
+    """Of groups, rows and columns together; a single row of all groups at the least. Only what fits is kept for other kernels."""
+    seen = []
+
+    def spy(x, y):
+        found = distances(x, y)
+        seen.append(found.numel())
+        return found
+
+    monkeypatch.setattr("fewstep.clouds.distances", spy)
+    x, y = normals(3, 40, 2, seed=0), normals(3, 50, 2, seed=1)
+    field = DriftingField(kernel=Laplace(bandwidth=0.5), normalisation=normalisation, block=3000)
+    pair = field.pair(x, y)
+    assert pair.pos.kept is None
+    streamed = field.of(pair)
+    assert max(seen) <= 3000
+    assert sum(seen) >= 3 * 40 * 90
+    seen.clear()
+    dense = DriftingField(kernel=field.kernel, normalisation=normalisation)(x, y)
+    assert max(seen) == 3 * 40 * 50
+    assert len(seen) == 2  # the distances to each cloud, once
+    assert_close(streamed, dense, atol=1e-12, rtol=1e-9)
+
+
+def test_the_floor_is_under_the_weights_and_not_under_own_pairs():
+    """By hand: `w max(a, sqrt(floor))`, and 0 where a point would see itself."""
+    x, pos = normals(5, 2, seed=0), normals(6, 2, seed=1) + 9  # far: everything is at the floor
+    w = torch.linspace(0.5, 3, 6, dtype=torch.float64)
+    floor = 1e-4
+    field = DriftingField(kernel=Laplace(bandwidth=0.05), floor=floor)
+    logits = torch.cat([-distances(x, pos), -distances(x, x)], dim=1) / 0.05
+    logits[torch.arange(5), 6 + torch.arange(5)] = -torch.inf
+    a = (logits - 0.5 * logits.logsumexp(1, keepdim=True) - 0.5 * logits.logsumexp(0, keepdim=True)).exp()
+    a = a.clamp_min(floor**0.5)
+    a[torch.arange(5), 6 + torch.arange(5)] = 0
+    plus, minus = a[:, :6] * w, a[:, 6:]
+    expected = minus.sum(1, keepdim=True) * (plus @ pos) - plus.sum(1, keepdim=True) * (minus @ x)
+    assert_close(field(x, pos, positive_weights=w), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_weights_of_sinkhorn_are_copies():
+    """A point of weight 2 beside those of weight 1 is two points, in rows and in columns, at 1 and at 7 half-steps."""
+    x, pos = normals(5, 2, seed=0), normals(4, 2, seed=1)
+    w = torch.tensor([1.0, 2.0, 1.0, 1.0]).double()
+    for rounds in (1, 7):
+        field = DriftingField(kernel=Gaussian(bandwidth=0.8), normalisation="sinkhorn", rounds=rounds)
+        weighted = field(x, pos, positive_weights=w)
+        assert_close(weighted, field(x, pos[[0, 1, 1, 2, 3]]), atol=1e-10, rtol=1e-9)
+        assert (weighted - field(x, pos)).abs().max() > 1e-3

@@ -32,6 +32,45 @@ def test_the_gradient_is_that_of_the_stopped_field(normalisation):
     assert (x.grad + expected).abs().max() > 1e-4  # the sign is told apart
 
 
+def test_the_gradient_of_the_normalised_loss():
+    """`-2 V~ / (S N C)`, with S and every temperature's root mean square as they are."""
+    x, y = clouds()
+    x.requires_grad_()
+    regression = DriftRegression(field=FIELD, temperatures=(0.1, 0.5))
+    regression(x, y).per_point.mean().backward()
+    rho = FIELD.pair(x.detach(), y).mean_distance()
+    fields = [DriftingField(kernel=Laplace(bandwidth=0.7 * t * rho))(x.detach(), y) for t in (0.1, 0.5)]
+    pull = sum(v / v.square().mean().sqrt() for v in fields)
+    assert_close(x.grad, -2 * pull / (rho / 5**0.5) / (12 * 5), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("normalisation", ["split", "joint", "both"])
+def test_a_far_field_in_single_precision_is_normalised_too(normalisation):
+    """Squares of it are 0 in float32: the loss of one temperature is 1 all the same, or 0 where nothing is left of the field."""
+    x, y = (z.float() for z in clouds(8.0, d=2))
+    field = DriftingField(kernel=Laplace(bandwidth=1.0), normalisation=normalisation)
+    for temperature in (0.2, 0.05, 0.02, 0.01, 0.003):
+        found = DriftRegression(field=field, temperatures=(temperature,))(x, y)
+        assert found.per_point.mean().item() == pytest.approx(1 if found.rms[temperature] > 0 else 0, abs=1e-4)
+
+
+def test_the_field_is_in_single_precision_under_autocast():
+    """Eight narrow modes: rounded to bfloat16 the centroids would be off by more than the drift."""
+    angle = torch.arange(400) * 2 * torch.pi / 8
+    ring = 3 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    x, y = (ring + 0.05 * normals(400, 2, seed=seed, dtype=torch.float32) for seed in (0, 1))
+    for normalisation in ("split", "both"):
+        regression = DriftRegression(field=DriftingField(kernel=Laplace(bandwidth=0.1), normalisation=normalisation))
+        plain = regression(x, y), regression.field(x, y)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = regression(x, y), regression.field(x, y)
+            rough = x @ y.T
+        assert_close(cast[0].per_point, plain[0].per_point, rtol=1e-5, atol=1e-6)
+        assert cast[0].distance == pytest.approx(plain[0].distance, rel=1e-6)
+        assert_close(cast[1], plain[1], rtol=1e-5, atol=1e-6)
+        assert rough.dtype == torch.bfloat16
+
+
 def test_a_gradient_through_the_field_is_another_direction():
     x, y = clouds()
     x.requires_grad_()
@@ -142,6 +181,10 @@ def test_bad_input_is_told():
         DriftRegression()(torch.ones(3, 2), torch.ones(4, 2))
     with pytest.raises(UserError, match="needs 2 or more"):
         DriftRegression()(x[:1], y)
+    with pytest.raises(UserError, match="two negatives or more"):
+        DriftRegression()(x, y, negative_weights=torch.eye(12)[0].double())
+    with pytest.raises(UserError, match="floating numbers"):
+        DriftRegression()(x, y.long())
     with pytest.raises(UserError, match="NaN"):
         DriftRegression()(x, y.clone().fill_(torch.nan))
     with pytest.raises(UserError, match="give as many"):

@@ -12,10 +12,12 @@ from fewstep.draws import Shard, normal_like
 from fewstep.drift import DriftingField
 from fewstep.drift_regression import DriftRegression
 from fewstep.encoders import Encoder, MapsModule
+from fewstep.encoders.masked import _Maps
 from fewstep.errors import UserError
 from fewstep.kernels import Gaussian, Laplace
 from fewstep.models import Generator, GeneratorConfig
 from fewstep.networks import MLPConfig
+from fewstep.networks.masked_autoencoder import MaskedAutoencoder
 from fewstep.objectives import Drifting, GuidedDrifting
 from fewstep.objectives.guided_drifting import strengths
 from fewstep.ring_buffer import RingBuffer
@@ -101,39 +103,6 @@ def test_ring_buffers():
     assert torch.equal(other.draw(torch.tensor([0]), 4, generator(1))[0], four)
     with pytest.raises(UserError, match="one item at least"):
         RingBuffer((2,), size=0)
-
-
-def test_queues_are_part_of_a_checkpoint(tmp_path):
-    """A run that is stopped and resumed ends with the same bits as one that is not."""
-    objective = Drifting(regression=PLAIN, queue=40)
-    recipe = tiny_recipe(
-        model=GeneratorConfig(network=MLPConfig(width=16, depth=1)), objective=objective, sampler=OneStep()
-    )
-    train(recipe, options(tmp_path / "whole"))
-    part = options(tmp_path / "parts", checkpoint_every=5)
-    with pytest.raises(KeyboardInterrupt):
-        train(replace(recipe, objective=Stopping(regression=PLAIN, queue=40, at=7)), part)
-    (tmp_path / "parts" / "recipe.json").write_text((tmp_path / "whole" / "recipe.json").read_text())
-    folder = tmp_path / "parts" / "checkpoints" / "step-000000005"
-    assert read_record(folder)["step"] == 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stopping(Drifting):
-    """Drifting that is interrupted in a step."""
-
-    at: int = 0
-
-    def build(self, item_shape=(), data=None):
-        inner, count = super().build(item_shape, data), {"n": 0}
-
-        def function(model, batch, source):
-            count["n"] += 1
-            if count["n"] == self.at:
-                raise KeyboardInterrupt
-            return inner(model, batch, source)
-
-        return function
 
 
 def test_a_resumed_run_with_queues_ends_with_the_same_bits(tmp_path):
@@ -225,6 +194,9 @@ def test_bad_encoders_and_batches_are_told():
         p.data.zero_()
     with pytest.raises(UserError, match="all points are one"):
         Drifting()(same, {"x_0": torch.zeros(4, 3, dtype=torch.float64)}, generator(0))
+    for unfit in (small(num_classes=2), small(max_strength=2.0)):
+        with pytest.raises(UserError, match=r"take objectives\.GuidedDrifting"):
+            Drifting()(unfit, BATCH, generator(0))
     with pytest.raises(UserError, match="hold NaN"):
         Drifting()(small(), {"x_0": torch.full((4, 3), torch.nan, dtype=torch.float64)}, generator(0))
     for wrong in ({"queue": -1}, {"most_places": 0}):
@@ -244,8 +216,52 @@ def test_bad_encoders_and_batches_are_told():
         GuidedDrifting(num_classes=2)(small(), BATCH, generator(0))
     with pytest.raises(UserError, match="no labels"):
         GuidedDrifting(num_classes=2)(small(num_classes=2), BATCH, generator(0))
-    with pytest.raises(UserError, match="label 5, the objective 2"):
+    with pytest.raises(UserError, match=r"labels 5 \.\. 5, the objective 2"):
         GuidedDrifting(num_classes=2)(small(num_classes=2), BATCH | {"labels": torch.full((10,), 5)}, generator(0))
+
+
+def test_samples_that_are_not_finite_are_a_step_to_skip():
+    """As for every objective: the loss is NaN with a graph, and the loop decides; no error from inside a field."""
+    model = small()
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.inf)
+    loss = Drifting()(model, BATCH, generator(0))
+    assert loss.per_sample.isnan().all()
+    assert loss.per_sample.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_encoder_of_the_library_sees_items_of_any_precision(dtype):
+    with seeded(0):
+        network = MaskedAutoencoder((1, 4, 4), width=8, blocks=(1, 1, 1))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Fresh(Encoder):
+        def build(self, item_shape=(), data=None):
+            maps = _Maps(network)
+            return maps.eval().requires_grad_(False)
+
+    model = small((1, 4, 4)).to(dtype)
+    loss = Drifting(encoder=Fresh())(model, {"x_0": IMAGES["x_0"].to(dtype)}, generator(0))
+    assert loss.per_sample.isfinite().all()
+
+
+class Constant(Halves):
+    """Its second map is dead, its third of one place."""
+
+    def maps(self, x):
+        return [x, torch.zeros_like(x), x.mean((2, 3), keepdim=True)]
+
+
+def test_a_constant_feature_contributes_nothing_and_is_told():
+    @dataclass(frozen=True, kw_only=True)
+    class Dead(Encoder):
+        def build(self, item_shape=(), data=None):
+            return Constant().double().eval().requires_grad_(False)
+
+    loss = Drifting(encoder=Dead())(small((1, 4, 4)), IMAGES, generator(0))
+    assert loss.per_sample.isfinite().all()
+    assert (loss.logs["constant_features"] == 5).all()  # places, mean, deviation; of patches, mean and deviation
 
 
 def test_generators_tell_what_does_not_fit():
@@ -261,6 +277,18 @@ def test_generators_tell_what_does_not_fit():
         GeneratorConfig(network=MLPConfig(width=8, depth=1), max_strength=0.5).build((3,))
     with pytest.raises(UserError, match="no classes"):
         OneStep(label=1)(small(), z)
+    with pytest.raises(UserError, match="no class 3"):
+        OneStep(label=3)(model, z)
+    with pytest.raises(UserError, match="trained without it"):
+        small()(z, None, 2.0)
+    with pytest.raises(UserError, match=r"strengths \(3,\) for 4"):
+        model(z, labels, torch.ones(3))
+    stronger = OneStep(label=1, strength=2.0)(model, z)
+    assert_close(stronger, model(z, torch.ones(4, dtype=torch.int64), 2.0).detach())
+    seen = []
+    model.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    model(z, labels, torch.tensor([1.0, 1.25, 1.5, 2.0]))
+    assert_close(seen[0], doubles(0, 0.25, 0.5, 1)[:, None])  # what the documentation says
     both = [OneStep(label=1)(model, z), OneStep()(model, z, generator(0))]
     assert_close(both[0], model(z, torch.ones(4, dtype=torch.int64)).detach())
     assert not torch.equal(*both)
@@ -288,35 +316,68 @@ def test_guidance_is_at_rest_at_the_extrapolated_law(normalisation, kernel):
     assert moved > 1e6 * at_rest
 
 
-def test_the_weight_of_the_unconditional_negatives():
-    """`w = (alpha - 1)(N - 1) / U`, groups of one class, recomputed by hand for one group."""
-    model = small(num_classes=2, max_strength=3.0)
-    objective = GuidedDrifting(regression=PLAIN, num_classes=2, groups=1, draws=5, positives=3, unconditional=4)
+@pytest.mark.parametrize("masked", [True, False])
+def test_groups_have_their_class_and_the_unconditional_negatives_their_weight(masked):
+    """`w = (alpha - 1)(N - 1) / U`, N without a mask, in each of four groups; recomputed by hand, group by group."""
+    model = small(num_classes=3, max_strength=3.0)
+    field = replace(FIELD, exclude_self=masked)
+    regression = replace(PLAIN, field=field)
+    objective = GuidedDrifting(
+        regression=regression, num_classes=3, groups=4, draws=5, positives=3, unconditional=4, queue=20, class_queue=9
+    )
     function = objective.build((3,))
-    batch = BATCH | {"labels": torch.tensor([0, 1] * 5)}
+    batch = {"x_0": normals(30, 3, seed=1), "labels": torch.arange(30) % 3}
     seen = []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
     loss = function(model, batch, generator(3))
     (z, labels, alpha), *_ = seen
-    assert len(labels.unique()) == 1
-    assert len(alpha.unique()) == 1
-    assert 1 < alpha[0] <= 3
-    x = model(z, labels, alpha).detach()
+    labels, alpha = labels.reshape(4, 5), alpha.reshape(4, 5)
+    assert (labels == labels[:, :1]).all()
+    assert len(labels.unique()) > 1
+    assert ((alpha > 1) & (alpha <= 3) & (alpha == alpha[:, :1])).all()
+    assert len(alpha.unique()) == 4
+    x = model(z, labels.flatten(), alpha.flatten()).detach().reshape(4, 5, 3)
     source = generator(3)
-    torch.rand(1, generator=source, dtype=torch.float64)  # the class
-    (
-        torch.rand(1, generator=source, dtype=torch.float64),
-        torch.rand(1, generator=source, dtype=torch.float64),
-    )  # the strength
-    torch.randn(1, 5, 3, generator=source, dtype=torch.float64)
-    positives = function.by_class.draw(labels[:1], 3, source)[0]
-    beside = function.of_all.draw(torch.zeros(1, dtype=torch.int64), 4, source)[0]
-    w = torch.cat([torch.ones(5).double(), ((alpha[0] - 1) * 4 / 4).expand(4)])
-    expected = FIELD(x, positives, torch.cat([x, beside]), None, w, own=True).square().mean()
-    assert_close(loss.per_sample, expected[None], rtol=1e-9, atol=1e-12)
-    assert {tuple(p.tolist()) for p in positives} <= {
-        tuple(p.tolist()) for p in batch["x_0"][batch["labels"] == labels[0]]
-    }
+    for _ in range(3):  # the classes, the strengths, and who has none
+        torch.rand(4, generator=source, dtype=torch.float64)
+    torch.randn(4, 5, 3, generator=source, dtype=torch.float64)
+    positives = function.by_class.draw(labels[:, 0], 3, source)
+    beside = function.of_all.draw(torch.zeros(4, dtype=torch.int64), 4, source)
+    for k in range(4):
+        w = torch.cat([torch.ones(5).double(), ((alpha[k, 0] - 1) * (4 if masked else 5) / 4).expand(4)])
+        expected = field(x[k], positives[k], torch.cat([x[k], beside[k]]), None, w, own=True).square().mean()
+        assert_close(loss.per_sample[k], expected, rtol=1e-9, atol=1e-12)
+        of_class = {tuple(p.tolist()) for p in batch["x_0"][batch["labels"] == labels[k, 0]]}
+        assert {tuple(p.tolist()) for p in positives[k]} <= of_class
+    latest = {tuple(p.tolist()) for p in batch["x_0"][-20:]}
+    assert {tuple(p.tolist()) for p in function.of_all.all()} == latest
+
+
+def test_a_rare_class_starves_no_other():
+    """Groups are of classes that hold the positives asked for; only while there is none, of those that hold any."""
+    model = small(num_classes=2)
+    function = GuidedDrifting(regression=PLAIN, num_classes=2, groups=6, draws=4, positives=8).build((3,))
+    seen = []
+    model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    labels = torch.zeros(30, dtype=torch.int64)
+    labels[7] = 1
+    function(model, {"x_0": normals(30, 3, seed=1), "labels": labels}, generator(0))
+    assert (seen[0] == 0).all()
+    for _ in range(8):
+        function(model, {"x_0": normals(30, 3, seed=2), "labels": labels}, generator(1))
+    assert len(seen[-1].unique()) == 2
+    few = GuidedDrifting(regression=PLAIN, num_classes=2, groups=6, draws=4, positives=8).build((3,))
+    few(model, {"x_0": normals(6, 3, seed=1), "labels": torch.arange(6) % 2}, generator(0))
+    assert len(seen[-1].unique()) == 2
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [torch.full((10,), -1), torch.zeros(10), torch.zeros(9, dtype=torch.int64), torch.zeros(10, 1, dtype=torch.int64)],
+)
+def test_labels_that_are_none_are_told(labels):
+    with pytest.raises(UserError, match=r"labels"):
+        GuidedDrifting(num_classes=2)(small(num_classes=2), BATCH | {"labels": labels}, generator(0))
 
 
 @pytest.mark.parametrize("power", [1.0, 3.0, 5.0])

@@ -104,7 +104,16 @@ def test_the_command_writes_what_it_says(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"dims": (1, 2)}, {"dims": ()}, {"draws": 0}, {"samples": 1}, {"share": 0.0}, {"share": math.inf}, {"seed": -1}],
+    [
+        {"dims": (1, 2)},
+        {"dims": ()},
+        {"dims": (64, 64)},
+        {"draws": 0},
+        {"samples": 1},
+        {"share": 0.0},
+        {"share": math.inf},
+        {"seed": -1},
+    ],
 )
 def test_bad_numbers_are_told(wrong):
     with pytest.raises(UserError):

@@ -43,6 +43,17 @@ def test_pooling_by_hand():
     assert set(pooled(x, [h], most_places=4)) == {name for name, shape in shapes.items() if shape[0] <= 4}
 
 
+def test_patches_cover_a_map_that_they_do_not_divide():
+    """Of 7 x 7, those of 4 x 4 at the far edges are 3 wide; a map of one place has no mean and no deviation of its own."""
+    h = normals(2, 3, 7, 7, seed=1)
+    found = pooled(h[:, :1], [h, h[:, :, :1, :1]])
+    assert_close(found["mean 0, 4 x 4"][3], h[:, :, 4:, 4:].mean((2, 3)))
+    corner = h[:, :, 4:, 4:].flatten(2)
+    assert_close(found["deviation 0, 4 x 4"][3], (corner.var(2, correction=0) + 1e-6).sqrt(), rtol=1e-6, atol=1e-9)
+    assert found["mean 0, 2 x 2"].shape == (16, 2, 3)
+    assert {name for name in found if " 1" in name} == {"map 1"}
+
+
 def test_a_constant_patch_has_a_finite_gradient():
     x = torch.ones(1, 1, 4, 4, requires_grad=True)
     sum(value.sum() for value in pooled(x, [2 * x]).values()).backward()

@@ -133,3 +133,30 @@ def test_the_alignment_of_a_thing_with_itself():
     assert found["c_alpha"] == pytest.approx(0.49)
     assert found["relative"] < 1e-20
     assert math.isfinite(found["gap_share"])
+
+
+def test_a_point_of_the_cloud_itself_and_a_cloud_far_from_the_origin():
+    """The direction to itself is none; and moving everything changes nothing, in single precision too."""
+    y = clusters(3)
+    found = decompose(Laplace(bandwidth=0.7), y[:4], y)
+    assert found.score.isfinite().all()
+    away = y[None] - y[:4, None]
+    r = away.norm(dim=2, keepdim=True)
+    w = (-r[..., 0] / 0.7).softmax(1)[..., None]
+    assert_close(found.score, (w * torch.where(r > 0, away / r, 0.0)).sum(1) / 0.7, atol=1e-10, rtol=0)
+    x = normals(3, 64, seed=0, dtype=torch.float32)
+    cloud = normals(40, 64, seed=1, dtype=torch.float32)
+    here, there = (decompose(Laplace(bandwidth=3.0), x + c, cloud + c) for c in (0.0, 1000.0))
+    assert_close(there.shift, here.shift, atol=2e-3, rtol=0)
+
+
+def test_a_point_of_a_population_does_not_see_the_others():
+    """Each has scales of its own: one far away changes nothing for those near."""
+    p = mixture(64, 0)
+    x = p.sample((3,), generator(0))
+    far = torch.cat([x, x[:1] + 1e4])
+    alone, together = (decompose_population(Laplace(bandwidth=1.6), z, p) for z in (x, far))
+    for name in ("shift", "score", "alpha"):
+        assert_close(getattr(together, name)[:3], getattr(alone, name), rtol=1e-9, atol=1e-12)
+    towards = torch.cosine_similarity(together.shift[3], p.mean - far[3], dim=0)
+    assert towards > 0.999

@@ -5,15 +5,17 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from fewstep.draws import categorical, normal_like
 from fewstep.drift import DriftingField
 from fewstep.drift_regression import DriftRegression
 from fewstep.errors import UserError
 from fewstep.kernels import Gaussian, Laplace
 from fewstep.models import PosteriorFlow
 from fewstep.objectives import STMDDrifting
-from fewstep.scaling import IdentityScaling
+from fewstep.objectives.base import noised
+from fewstep.scaling import GaussianScaling, IdentityScaling
 from fewstep.times import Uniform
-from problems import SCHEDULE, doubles, gaussian, generator, normals
+from problems import SCHEDULE, TINY_MLP, doubles, gaussian, generator, normals, randomise, seeded
 from stats import accepts, rejects, z_tests
 
 MEAN, STD = doubles(1.0, -0.5), 0.6
@@ -111,3 +113,34 @@ def test_bad_numbers_are_told():
     loss = STMDDrifting(regression=regression, share=1.0)(model, {"x_0": normals(6, 2, seed=0)}, generator(0))
     assert loss.per_sample.shape == (6,)
     assert loss.logs.keys() == {"bucket", "drift_rms_0.02", "drift_rms_0.05", "drift_rms_0.2"}
+
+
+def test_the_field_is_in_the_coordinates_of_the_model():
+    """Draws and items in the model's scaling: recomputed by hand with the Gaussian one, in which most recipes are."""
+    with seeded(0):
+        network = randomise(TINY_MLP.build((2,), inputs=2, times=3), 0).double()
+    model = PosteriorFlow(network, SCHEDULE, GaussianScaling(), (2,)).double()
+    model.data_mean.copy_(doubles(0.4, -0.2))
+    model.data_std.fill_(1.3)
+    regression = DriftRegression(
+        field=DriftingField(kernel=Laplace(bandwidth=0.5), normalisation="split"),
+        temperatures=(1.0,),
+        relative=False,
+        equalise=False,
+    )
+    x_0 = normals(9, 2, seed=1)
+    objective = STMDDrifting(regression=regression, draws=5, share=1.0, tau_law=Uniform(low=0.2, high=0.9))
+    found = objective(model, {"x_0": x_0}, generator(2))
+    source = generator(2)
+    x_tau, tau = noised(x_0, objective.tau_law, SCHEDULE, source)
+    z = normal_like(x_0, source, (5,))
+    alpha, sigma = SCHEDULE.alpha(tau)[:, None], SCHEDULE.sigma(tau)[:, None]
+    log_w = -0.5 * ((x_tau[:, None] - alpha[:, None] * x_0) / sigma[:, None]).square().sum(-1)
+    index = categorical(log_w.log_softmax(1), source, (4,))
+    offset, scale = GaussianScaling().coefficients(x_tau, tau, SCHEDULE, model.data_mean, model.data_std)
+    for i in range(9):
+        held = x_tau[i].expand(5, 2), tau[i].expand(5)
+        draws = (z[:, i] - model.u(z[:, i], torch.zeros(5).double(), torch.ones(5).double(), *held)).detach()
+        items = (x_0[index[:, i]] - offset[i]) / scale[i]
+        expected = regression.field(draws, items).square().mean()
+        assert_close(found.per_sample[i], expected, rtol=1e-8, atol=1e-10)

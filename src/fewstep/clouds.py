@@ -11,6 +11,10 @@ from fewstep.kernels import Kernel
 from fewstep.shapes import distances
 
 
+class NoDistance(UserError):
+    """All points are one."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cloud:
     """Points `(.., m, d)` with log-weights `(.., 1, m)` or none; `masked` where the first are the rows and no row sees itself.
@@ -74,7 +78,7 @@ class Pair:
     block: int
 
     def blocks(self, columns: int) -> Iterator[tuple[Tensor, int]]:
-        """Rows, and the number of the first of them, so that rows times columns in all groups are within the block."""
+        """Rows, and the number of the first of them, with rows times columns of all groups within the block; one at least."""
         groups = self.x.shape[:-2].numel()
         size = max(1, self.block // (groups * columns))
         for first in range(0, self.x.shape[-2], size):
@@ -111,7 +115,7 @@ class Pair:
                 total += torch.einsum("...ij,...ij->", w, r).item()
                 pairs += w.sum().item()
         if not total > 0:
-            raise UserError(
+            raise NoDistance(
                 "all points are one: there is no distance to measure temperatures by (the data is constant?)"
             )
         return total / pairs
@@ -131,6 +135,8 @@ def pair_of(
         _check(cloud, x, name, least)
     if masked and negatives.shape[-2] < x.shape[-2]:
         raise UserError(f"{negatives.shape[-2]} negatives, of which the first {x.shape[-2]} are x itself: give as many")
+    if masked and negative_weights is not None and ((negative_weights > 0).sum(-1) < 2).any():
+        raise UserError("a masked row sees the others alone: give two negatives or more a weight above 0")
     dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     centre = positives.mean(-2, keepdim=True).to(dtype)
     x_, pos, neg = (z.to(dtype) - centre for z in (x, positives, negatives))
@@ -159,6 +165,8 @@ def _check(cloud: Tensor, x: Tensor, name: str, least: int) -> None:
             f"{name} {tuple(cloud.shape)} beside x {tuple(x.shape)}: give (.., points, dimensions), all alike but points"
         )
     if cloud.shape[-2] < least:
-        raise UserError(f"{cloud.shape[-2]} {name}: a field needs {least} or more")
-    if not cloud.is_floating_point() or not cloud.isfinite().all():
-        raise UserError(f"{name} hold NaN or infinity, or are no floating numbers: a field needs finite ones")
+        raise UserError(f"{cloud.shape[-2]} {name}: a field needs {least} or more, so take a larger batch")
+    if not cloud.is_floating_point():
+        raise UserError(f"{name} are {cloud.dtype}: a field needs floating numbers")
+    if not cloud.isfinite().all():
+        raise UserError(f"{name} hold NaN or infinity: a field needs finite numbers")

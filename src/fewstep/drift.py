@@ -36,9 +36,9 @@ class DriftingField:
       kernel densities, the best classifier of the two;
     - `both`: rows and columns (algorithm A1);
     - `sharp`: divided by the companion kernel's densities, `V = grad log(p_# / q_#)`, a gradient for every kernel;
-    - `sinkhorn`: cross and self plans scaled `rounds` times, rows and columns in turns, rows at last; `rounds = 1` is `split`
-      without a mask, and of a Gaussian kernel with many rounds `-n` times the gradient of the Sinkhorn divergence of cost
-      `r^2 / 2`.
+    - `sinkhorn`: cross and self plans scaled by `rounds` half-steps, rows and columns in turns, rows at last (an even number
+      counts as the next); `rounds = 1` is `split` without a mask, and of a Gaussian kernel with many rounds `-n` times the
+      gradient of the Sinkhorn divergence of cost `r^2 / 2`.
 
     Where no negatives are given they are x itself, and with `own` the first of them are; `exclude_self` leaves a point out of
     its own (not for `sinkhorn`, which needs it). `floor` is the least square of an affinity of `both`: it keeps the field alive
@@ -94,20 +94,34 @@ class DriftingField:
         own: bool = False,
     ) -> Pair:
         """The clouds, checked: for one field, or several of other kernels, which then share the distances."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._pair(x, positives, negatives, positive_weights, negative_weights, own)
+
+    def _pair(
+        self,
+        x: Tensor,
+        positives: Tensor,
+        negatives: Tensor | None,
+        w_pos: Tensor | None,
+        w_neg: Tensor | None,
+        own: bool,
+    ) -> Pair:
         masked = (own or negatives is None) and self.exclude_self and self.normalisation != "sinkhorn"
         others = x if negatives is None else negatives
-        return pair_of(x, positives, others, positive_weights, negative_weights, masked, self.block)
+        return pair_of(x, positives, others, w_pos, w_neg, masked, self.block)
 
     @torch.no_grad()
     def of(self, pair: Pair) -> Tensor:
-        """V `(.., n, d)`, in float32 or better."""
-        return {
+        """V `(.., n, d)`, in float32 or better, also under autocast."""
+        fields = {
             "split": self._split,
             "joint": self._product,
             "both": self._product,
             "sharp": self._sharp,
             "sinkhorn": self._sinkhorn,
-        }[self.normalisation](pair)
+        }
+        with torch.autocast(pair.x.device.type, enabled=False):
+            return fields[self.normalisation](pair)
 
     def _split(self, pair: Pair) -> Tensor:
         pos, neg = pair.pos, pair.neg

@@ -43,8 +43,11 @@ class DriftRegression:
       it they are in units of the data and S = 1.
     - `equalise`: each temperature's field is divided by its root mean square over all groups.
 
-    The defaults are the published ones, but for the affinity floor 1e-6 of the authors' code, which their paper does not have
-    (`field.floor`). Raises `UserError` where a temperature is not above 0, there is none, all points are one, or clouds are bad.
+    The defaults are the published ones. Of the authors' code, which differs from their paper, they have not: the affinity floor
+    1e-6 (`field.floor`; there own pairs have it too), the zero self-distances in rho, and a least `E ||V||^2 / C` of 1e-8 under
+    the root, by which a dead field stays dead; here any field that is not 0 pulls.
+
+    Raises `UserError` where a temperature is not above 0, there is none, all points are one, or clouds are bad.
     """
 
     field: DriftingField = DriftingField(kernel=Laplace(bandwidth=1.0))
@@ -72,18 +75,25 @@ class DriftRegression:
 
         `among = (everyone, axis, part)`: x is that part, along that axis, of more points, and the statistics are those of all.
         """
+        with torch.autocast(x.device.type, enabled=False):  # a rounded centroid is off by more than the drift
+            return self._pull(x, among, (positives, negatives, positive_weights, negative_weights, own))
+
+    def _pull(self, x: Tensor, among: tuple[Tensor, int, slice] | None, clouds: tuple) -> Pull:
         still, axis, part = (x.detach(), 0, slice(None)) if among is None else among
-        pair = self.field.pair(still, positives, negatives, positive_weights, negative_weights, own)
+        pair = self.field.pair(still, *clouds)
         rho = pair.mean_distance() if self.relative else None
         scale = 1.0 if rho is None else rho / x.shape[-1] ** 0.5
         pull = torch.zeros_like(still, dtype=x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32)
         raw, rms = torch.zeros_like(pull[..., 0]), {}
         for temperature in self.temperatures:
-            drift = self._field(temperature * (rho or 1.0)).of(pair).to(pull)
+            drift = self._field(temperature * (rho or 1.0)).of(pair).double()  # squares of a far field are tiny
             energy = drift.square().mean(-1)
-            raw += energy
+            raw += energy.to(raw)
             rms[temperature] = size = energy.mean().sqrt().item()
-            pull += drift / max(size, torch.finfo(pull.dtype).tiny) if self.equalise else drift / scale
+            if not self.equalise:
+                pull += (drift / scale).to(pull)
+            elif size > 0:
+                pull += (drift / size).to(pull)
         pull, raw = (t[(slice(None),) * axis + (part,)] for t in (pull, raw))
         moved = (x - x.detach()).to(pull) / scale  # 0, with a gradient: the value is that of the pull to the last digit
         per_point = (moved - pull).square().mean(-1)

@@ -52,6 +52,8 @@ class DriftingPlan:
     def __post_init__(self) -> None:
         if min(self.dims, default=0) < 2:
             raise UserError(f"dimensions count from 2 up, one at least: not {self.dims}")
+        if len(set(self.dims)) < len(self.dims):
+            raise UserError(f"a dimension is given twice: {self.dims}")
         if min(self.draws, self.points, self.grid) < 1 or self.samples < 2 or self.seed < 0:
             raise UserError("draws, points and grid count from 1 up, samples from 2 up, the seed from 0")
         if not 0 < self.share < math.inf:
@@ -82,7 +84,7 @@ def _mixture(centres: Tensor, std: float) -> IsotropicMixture:
 CASES: dict[str, tuple[Callable[[int, torch.Generator], Laws], str]] = {
     "random centres": (
         lambda d, g: (random_centres(d, g), random_centres(d, g)),
-        "the paper's claim holds: the residual vanishes as D grows",
+        "the paper's claim, that the residual vanishes as D grows, holds by its theorem",
     ),
     "rings": (
         lambda d, g: (ring(d, g), ring(d, g)),
@@ -140,14 +142,14 @@ def _aligned(laws: Callable, dim: int, plan: DriftingPlan, draw: int) -> dict[st
     return numbers
 
 
-def _summary(draws: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and deviation over the draws of every number, and of the ratios to the theory's factors."""
+def _summary(draws: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean and deviation (None of one draw) over the draws of every number, and of the ratios to the theory's factors."""
     for numbers in draws:
         numbers |= {f"c_star_over_{c}": numbers["c_star"] / numbers[c] for c in ("c_alpha", "c_rho")}
     return {
         key: {
             "mean": statistics.fmean(n[key] for n in draws),
-            "sd": statistics.stdev([n[key] for n in draws]) if len(draws) > 1 else 0.0,
+            "sd": statistics.stdev([n[key] for n in draws]) if len(draws) > 1 else None,
         }
         for key in draws[0]
     }

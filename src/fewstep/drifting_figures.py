@@ -1,6 +1,7 @@
 """What a reader sees of a diagnosis of drifting: tables, figures, the page."""
 
 import html
+import math
 from typing import Any
 
 from fewstep import page
@@ -50,15 +51,22 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """Slopes, and the marks."""
+    """What was measured at the largest dimension, slopes where there are two from 64 on, and the marks."""
     found = []
     for case in result["cases"]:
-        told = ", ".join(f"{SHOWN[key]} {slopes(case['rows'], key):.2f}" for key in FALLING)
-        found.append(f"{case['name']}, log-log slopes in D from 64 on (population): {told}")
+        last = max(case["rows"], key=lambda row: row["dim"])
+        at = last["population"]
+        best = at["c_star_over_c_alpha"]["mean"]
+        told = f"at D = {last['dim']} a relative error of {at['relative']['mean']:.2g}, C* / C_alpha {best:.3f}"
+        measured = {SHOWN[key]: slopes(case["rows"], key) for key in FALLING}
+        if all(math.isfinite(slope) for slope in measured.values()):
+            steep = ", ".join(f"{name} {slope:.2f}" for name, slope in measured.items())
+            told += f"; log-log slopes in D from 64 on: {steep}"
+        found.append(f"{case['name']}, population: {told}")
     return [*found, f"(!) finite samples: {result['shared_noise']}"]
 
 
-def _cell(number: dict[str, float] | None) -> str:
+def _cell(number: dict[str, float | None] | None) -> str:
     if number is None:
         return ""
     return f"{number['mean']:.3g}" + (f" ± {number['sd']:.1g}" if number["sd"] else "")

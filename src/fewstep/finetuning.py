@@ -101,7 +101,9 @@ def finetune(
     """
     model, recipe = load(run, trust_code=trust_code), stored_recipe(run, trust_code)
     if not isinstance(model, PosteriorFlow):
-        raise UserError(f"fine-tuning is for a PosteriorFlow, and {run} holds a {type(model).__name__}")
+        raise UserError(
+            f"fine-tuning is for a PosteriorFlow, and {run} holds a {type(model).__name__}: give a run of an stmd recipe"
+        )
     if options.out.exists() and any(options.out.iterdir()) and not options.resume:
         raise UserError(f"{options.out} is not empty: add --resume to go on, or choose another --out")
     reward = reward.for_data(recipe.dataset)

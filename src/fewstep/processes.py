@@ -1,5 +1,8 @@
 """What all processes of a joint training hold together."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -18,3 +21,15 @@ def gathered(x: Tensor, source: Source, axis: int = 0) -> Tensor:
 def own_part(source: Source, n: int) -> slice:
     """Where this process's n stand among those of all."""
     return slice(source.rank * n, (source.rank + 1) * n) if isinstance(source, Shard) else slice(0, n)
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process does what stands below while the others wait, and then they do: what it made is there."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank = torch.distributed.get_rank() if together else 0
+    if together and rank > 0:
+        torch.distributed.barrier()
+    yield
+    if together and rank == 0:
+        torch.distributed.barrier()

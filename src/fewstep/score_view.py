@@ -51,13 +51,16 @@ class Decomposition:
 
 def decompose(kernel: Kernel, x: Tensor, y: Tensor) -> Decomposition:
     """The mean shift of a cloud y `(m, d)` at x `(n, d)`, by the kernel's own score."""
+    x, y = x - y.mean(0), y - y.mean(0)
     r = distances(x, y)
     w, b = kernel.log_k(r).softmax(1), kernel.b(r)
-    return Decomposition(shift=w @ y - x, alpha=(w * b).sum(1), score=_away(w / b, x, y))
+    pull = torch.where(b > 0, w / b, 0.0)  # where a point is in the cloud itself, nothing
+    return Decomposition(shift=w @ y - x, alpha=(w * b).sum(1), score=_away(pull, x, y))
 
 
 def decompose_sharp(kernel: Kernel, x: Tensor, y: Tensor) -> Decomposition:
     """The same by the companion kernel's score: alpha is `pi_k# / pi_k`, and there is no residual."""
+    x, y = x - y.mean(0), y - y.mean(0)
     r = distances(x, y)
     log_k, log_sharp = kernel.log_k(r), kernel.log_sharp(r)
     score = _away((log_k - log_sharp.logsumexp(1, keepdim=True)).exp(), x, y)
@@ -138,26 +141,28 @@ def _pulls(
         return squares.new_full((len(squares),), kernel.bandwidth**2), pull, kernel.bandwidth**2 * pull
     d, rate = times * squares.shape[2], 1 / kernel.bandwidth
     # the integrand has its peak about t = rate / 2 r; it falls as exp(-rate^2 / 4 t) below and as t^(-(d + 1) / 2) above
-    size = (squares.sum(-1).max() + times * spectrum.sum(-1).max()).sqrt().item()
-    peak = math.log(rate / (2 * size))
-    ends = min(peak - 6, 2 * math.log(rate) - 8), peak + 8 + 56 / (d + 1)
-    log_t = torch.linspace(ends[0], ends[1], NODES, dtype=squares.dtype, device=squares.device)
-    scales, log_mass = log_t.exp().tolist(), []
-    for t in scales:
+    size = (squares.sum(-1).amax(1) + times * spectrum.sum(-1).max()).sqrt()
+    peak = (rate / (2 * size)).log()
+    low, high = (peak - 6).clamp_max(2 * math.log(rate) - 8), peak + 8 + 56 / (d + 1)
+    u = torch.linspace(0, 1, NODES, dtype=squares.dtype, device=squares.device)
+    scales = (low[:, None] + (high - low)[:, None] * u).exp()  # (n, nodes): each point has nodes of its own
+    log_mass = []
+    for t in scales.unbind(1):
         # weight of the scale, times dt = t d(log t), times E[exp(-t r^2)] = (pi / t)^(d / 2) density of the smoothed law
-        weight = math.log(rate / 2) - 0.5 * math.log(math.pi * t) - rate**2 / (4 * t)
-        log_density = _log_density(squares, spectrum + 1 / (2 * t), times)
-        log_mass.append(weight + 0.5 * d * math.log(math.pi / t) + weights.log() + log_density)
+        weight = math.log(rate / 2) - 0.5 * (math.pi * t).log() - rate**2 / (4 * t) + 0.5 * d * (math.pi / t).log()
+        log_density = _log_density(squares, spectrum + 1 / (2 * t)[:, None, None], times)
+        log_mass.append(weight[:, None] + weights.log() + log_density)
     share = (
         torch.stack(log_mass, dim=1).flatten(1).softmax(1).reshape(len(squares), NODES, -1)
     )  # of scales and components
     of_score, of_shift = torch.zeros_like(squares), torch.zeros_like(squares)
-    for i, t in enumerate(scales):
-        pull = share[:, i, :, None] / -(spectrum + 1 / (2 * t))
+    for i, t in enumerate(scales.unbind(1)):
+        width = 1 / (2 * t)[:, None, None]
+        pull = share[:, i, :, None] / -(spectrum + width)
         of_score += pull
-        of_shift += pull / (2 * t)  # grad exp(-t r^2) = 2 t (y - x) exp(-t r^2)
+        of_shift += pull * width  # grad exp(-t r^2) = 2 t (y - x) exp(-t r^2)
     # E[k r] = -d/da E[k], by the derivative of the weights
-    mean_distance = (share.sum(2) * (rate / (2 * log_t.exp()) - 1 / rate)).sum(1)
+    mean_distance = (share.sum(2) * (rate / (2 * scales) - 1 / rate)).sum(1)
     return kernel.bandwidth * mean_distance, of_score, of_shift
 
 

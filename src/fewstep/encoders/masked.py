@@ -16,6 +16,7 @@ from fewstep.errors import UserError
 from fewstep.files import CHECKSUMS, cache_folder, read_checked, write_folder
 from fewstep.networks.masked_autoencoder import MaskedAutoencoder
 from fewstep.pretrained import tensor_bytes
+from fewstep.processes import first_process_first
 from fewstep.progress import Meter
 
 WEIGHTS, RECORD = "encoder.safetensors", "encoder.json"
@@ -34,8 +35,9 @@ class _Maps(MapsModule):
 class Masked(Encoder):
     """A residual network that fills in hidden patches of 2 x 2 pixels of a data set's images, without labels.
 
-    AdamW with a cosine to 0 over `steps` of `batch_size` images, from `seed`, in one thread: on one machine the same bits. It is
-    kept in the cache (FEWSTEP_CACHE, else ~/.cache/fewstep) by what it was trained on and how, with checksums.
+    AdamW with a cosine to 0 over `steps` of `batch_size` images, from `seed`: on a GPU where there is one, else in one thread,
+    with the same bits each time. It is kept in the cache (FEWSTEP_CACHE, else ~/.cache/fewstep) by what it was trained on and
+    how, with checksums; of several processes the first trains it.
     Source: the ResNet-MAE of arXiv 2602.04770, appendix A.4, at a size for two cores. `UserError` for data without images.
     """
 
@@ -58,16 +60,22 @@ class Masked(Encoder):
             raise UserError(f"the encoder is of images {self.dataset.item_shape}, the items are {tuple(item_shape)}: name the "
                             "data set of the items (--objective.encoder.dataset), images with channels first")  # fmt: skip
         folder = cache_folder() / "encoders" / f"{type(self.dataset).__name__.lower()}-{self.key(data)}"
-        if not (folder / CHECKSUMS).exists():
-            network = self.train(data)
-            record = {"encoder": to_config(self), "item_shape": list(item_shape), "torch": torch.__version__}
-            write_folder(
-                folder,
-                {WEIGHTS: tensor_bytes(network.state_dict()), RECORD: json.dumps(record, indent=1).encode()},
-            )
+        with first_process_first():
+            if not (folder / CHECKSUMS).exists():
+                self._make(folder, item_shape, data)
         network = MaskedAutoencoder(item_shape, self.width, self.blocks)
         network.load_state_dict(safetensors.torch.load(read_checked(folder, WEIGHTS)))
         return _Maps(network).eval().requires_grad_(False)
+
+    def _make(self, folder: Path, item_shape: tuple[int, ...], data: Path | None) -> None:
+        network = self.train(data).cpu()
+        record = {"encoder": to_config(self), "item_shape": list(item_shape), "torch": torch.__version__}
+        files = {WEIGHTS: tensor_bytes(network.state_dict()), RECORD: json.dumps(record, indent=1).encode()}
+        try:
+            write_folder(folder, files)
+        except OSError:  # another run was first, or there is no room
+            if not (folder / CHECKSUMS).exists():
+                raise
 
     def key(self, data: Path | None = None) -> str:
         """What tells apart encoders that were trained on other images or in another way."""
@@ -75,10 +83,11 @@ class Masked(Encoder):
         return hashlib.sha256(repr((to_config(self), torch.__version__)).encode() + first).hexdigest()[:12]
 
     def train(self, data: Path | None = None, quiet: bool = False) -> MaskedAutoencoder:
-        """The trained network."""
+        """The trained network: on a GPU where there is one, else in one thread."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = MaskedAutoencoder(self.dataset.item_shape, self.width, self.blocks)
+            network = MaskedAutoencoder(self.dataset.item_shape, self.width, self.blocks).to(device)
         examples, generator = self.dataset.train(data), torch.Generator().manual_seed(self.seed)
         optimiser = torch.optim.AdamW(network.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
@@ -87,7 +96,8 @@ class Masked(Encoder):
         try:
             with Meter("masked autoencoder for the drifting field", self.steps, quiet=quiet) as meter:
                 for step in range(self.steps):
-                    loss = network.loss(examples.batch(self.batch_size, generator)["x_0"], generator).mean()
+                    x_0 = examples.batch(self.batch_size, generator)["x_0"].to(device)
+                    loss = network.loss(x_0, generator).mean()
                     optimiser.zero_grad(set_to_none=True)
                     loss.backward()
                     optimiser.step()

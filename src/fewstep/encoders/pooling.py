@@ -5,7 +5,6 @@ Of a map `(batch, C, H, W)`: (a) its H W vectors; (b) their mean and deviation o
 each channel of the encoder's input.
 """
 
-import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -22,18 +21,25 @@ def pooled(x: Tensor, maps: list[Tensor], most_places: int | None = None) -> dic
     for k, h in enumerate(maps):
         found[f"map {k}"] = _places(h)
         whole = h.flatten(2)
-        found[f"mean {k}"] = whole.mean(2)[None]
-        found[f"deviation {k}"] = _deviation(whole.mean(2), whole.square().mean(2))[None]
+        if whole.shape[2] > 1:  # of one place they are that place, and nothing
+            found[f"mean {k}"] = whole.mean(2)[None]
+            found[f"deviation {k}"] = _deviation(whole.var(2, correction=0))[None]
         for size in PATCHES:
             if size < min(h.shape[2:]):  # a patch as large as the map is (b), one of a single place is (a)
-                mean = avg_pool2d(h, size)
+                mean = _patches(h, size)
+                again = mean.repeat_interleave(size, 2).repeat_interleave(size, 3)[:, :, : h.shape[2], : h.shape[3]]
                 found[f"mean {k}, {size} x {size}"] = _places(mean)
-                found[f"deviation {k}, {size} x {size}"] = _places(_deviation(mean, avg_pool2d(h.square(), size)))
+                found[f"deviation {k}, {size} x {size}"] = _places(_deviation(_patches((h - again).square(), size)))
     return {name: h for name, h in found.items() if most_places is None or len(h) <= most_places}
 
 
-def _deviation(mean: Tensor, square: Tensor) -> Tensor:
-    return torch.sqrt((square - mean.square()).clamp_min(0) + EPSILON)
+def _patches(h: Tensor, size: int) -> Tensor:
+    """Means over patches; those at the far edges are cut off where the size does not divide the side."""
+    return avg_pool2d(h, size, ceil_mode=True, count_include_pad=False)
+
+
+def _deviation(variance: Tensor) -> Tensor:
+    return (variance + EPSILON).sqrt()
 
 
 def _places(h: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.models.base import ModelConfig, NetworkModel
 from fewstep.networks.base import Network
-from fewstep.shapes import times_of
 
 
 class Generator(NetworkModel):
@@ -33,11 +32,15 @@ class Generator(NetworkModel):
 
     def forward(self, z: Tensor, labels: Tensor | None = None, strength: Tensor | float = 1.0) -> Tensor:
         self._check(z, labels)
-        power = times_of(strength, z)
+        power = torch.as_tensor(strength, dtype=z.dtype, device=z.device)
+        if power.shape not in ((), z.shape[:1]):
+            raise UserError(f"strengths {tuple(power.shape)} for {len(z)} items: give one number, or one for each")
         if not ((power >= 1) & (power <= self.max_strength)).all():
-            raise UserError(
-                f"the strength of guidance lies in [1, {self.max_strength:g}], not {power.min():g} .. {power.max():g}"
+            known = (
+                f"lies in [1, {self.max_strength:g}]" if self.max_strength > 1 else "is 1 of a model trained without it"
             )
+            raise UserError(f"the strength of guidance {known}, not {power.min():g} .. {power.max():g}")
+        power = power.expand(len(z))
         share = (power - 1) / (self.max_strength - 1) if self.max_strength > 1 else torch.zeros_like(power)
         return self.data_mean + self.data_std * self.network(z, share[:, None], labels)
 
@@ -45,7 +48,11 @@ class Generator(NetworkModel):
         if tuple(z.shape[1:]) != self.item_shape:
             raise UserError(f"noise of shape {tuple(z.shape)} for items of shape {self.item_shape}")
         if (labels is None) != (self.num_classes == 0):
-            raise UserError(f"a generator of {self.num_classes} classes: labels go with classes, and none without")
+            raise UserError(
+                "labels go with a generator of classes, and this has none: leave them out"
+                if labels is not None
+                else f"a generator of {self.num_classes} classes needs labels: take GuidedDrifting to train it, OneStep to sample"
+            )
         if labels is not None and (
             labels.shape != z.shape[:1] or not ((labels >= 0) & (labels < self.num_classes)).all()
         ):

@@ -69,13 +69,17 @@ class _Drift(nn.Module):
     def forward(self, model: Generator, batch: Batch, generator: Source) -> Loss:
         x_0 = batch["x_0"]
         (encoder,) = self.seen
+        if model.num_classes or model.max_strength > 1:
+            raise UserError(
+                "Drifting trains neither classes nor a strength of guidance: take objectives.GuidedDrifting"
+            )
         x = model(normal_like(x_0, generator))
         negatives = None
         if self.config.independent:
             with torch.no_grad():
                 negatives = model(normal_like(x_0, generator))[None]
         beside = None if self.queue is None or not int(self.queue.held) else self.queue.all()[None].to(x)
-        encoder = None if encoder is None else encoder.to(x_0)
+        encoder = None if encoder is None else encoder.to(x_0.device)
         drift = FeatureDrift(regression=self.config.regression, encoder=encoder, most_places=self.config.most_places)
         clouds = Clouds(x=x[None], positives=x_0[None], negatives=negatives, beside=beside)
         per_sample, raw, logs = drift(clouds, generator)

@@ -55,6 +55,8 @@ class GuidedDrifting(Objective):
             raise UserError(
                 f"a queue holds what a step asks for: at least {self.positives} of a class, {self.unconditional} of all"
             )
+        if not abs(self.power) <= 100:
+            raise UserError(f"the power of the law of strengths lies in [-100, 100], not {self.power}")
         check_share("plain_share", self.plain_share)
 
     @property
@@ -84,22 +86,24 @@ class _Guided(nn.Module):
         self._push(model, batch, generator)
         k = self._own_groups(generator)
         x_0 = batch["x_0"]
-        rows = self._rows(k, generator, x_0)
+        known = self._known()
+        rows = known[(uniform((k,), generator, like=x_0) * len(known)).long().clamp_max(len(known) - 1)]
         alpha = strengths(k, model.max_strength, c.power, c.plain_share, generator, x_0)
         z = normal((k, c.draws, *model.item_shape), generator, like=x_0)
         labels = rows.repeat_interleave(c.draws) if c.num_classes else None
         x = model(z.flatten(0, 1), labels, alpha.repeat_interleave(c.draws)).reshape(z.shape)
-        held = int(self.by_class.held[self.by_class.held > 0].min())
-        positives = self.by_class.draw(rows, min(c.positives, held), generator).to(x)
+        positives = self.by_class.draw(rows, min(c.positives, int(self.by_class.held[known].min())), generator).to(x)
         anyone = torch.zeros(k, dtype=torch.int64, device=x.device)
         beside = self.of_all.draw(anyone, min(c.unconditional, int(self.of_all.held)), generator).to(x)
+        field = c.regression.field
+        own = c.draws - int(field.exclude_self and field.normalisation != "sinkhorn")  # negatives that a sample has
         clouds = Clouds(
             x=x,
             positives=positives,
             beside=beside,
-            beside_weight=(alpha - 1) * (c.draws - 1) / beside.shape[1],
+            beside_weight=(alpha - 1) * own / beside.shape[1],
         )
-        encoder = None if encoder is None else encoder.to(x_0)
+        encoder = None if encoder is None else encoder.to(x_0.device)
         drift = FeatureDrift(regression=c.regression, encoder=encoder, most_places=c.most_places, by_group=True)
         per_sample, raw, logs = drift(clouds, generator)
         of_groups = [numbers.reshape(k, c.draws).mean(1) for numbers in (per_sample, raw, *logs.values())]
@@ -119,9 +123,14 @@ class _Guided(nn.Module):
         if "labels" not in batch:
             raise UserError("the data has no labels: take objectives.Drifting, or num_classes = 0")
         labels = gathered(batch["labels"], generator)
-        if int(labels.max()) >= c.num_classes:
+        if labels.shape != everyone.shape[:1] or labels.is_floating_point():
             raise UserError(
-                f"the data has a label {int(labels.max())}, the objective {c.num_classes} classes: make them equal"
+                f"labels {labels.dtype} {tuple(labels.shape)} for {len(everyone)} items: give one integer for each"
+            )
+        if int(labels.min()) < 0 or int(labels.max()) >= c.num_classes:
+            raise UserError(
+                f"the data has labels {int(labels.min())} .. {int(labels.max())}, the objective {c.num_classes} classes: make "
+                "them equal, and count from 0"
             )
         self.by_class.push(everyone, labels)
 
@@ -133,10 +142,11 @@ class _Guided(nn.Module):
             )
         return self.config.groups // count
 
-    def _rows(self, k: int, generator: Source, like: Tensor) -> Tensor:
-        """The classes of k groups, among those that are known yet."""
-        known = torch.nonzero(self.by_class.held)[:, 0]
-        return known[(uniform((k,), generator, like=like) * len(known)).long().clamp_max(len(known) - 1)]
+    def _known(self) -> Tensor:
+        """The classes whose queues hold all the positives that a group asks for; while there are none, those that hold any."""
+        held = self.by_class.held
+        enough = held >= self.config.positives
+        return torch.nonzero(enough if enough.any() else held)[:, 0]
 
 
 def strengths(n: int, high: float, power: float, plain_share: float, generator: Source, like: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ class OneStep(Sampler):
             if self.label is not None:
                 raise UserError(f"the generator has no classes: leave the label {self.label} out")
             return model(noise, None, self.strength)
+        if self.label is not None and not 0 <= self.label < model.num_classes:
+            raise UserError(f"there is no class {self.label}: the generator knows 0 to {model.num_classes - 1}")
         if self.label is None:
             labels = integers(model.num_classes, (len(noise),), generator).to(noise.device)
         else:

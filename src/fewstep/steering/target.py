@@ -134,7 +134,8 @@ class Method(ABC):
         """`UserError` unless the model knows `q(x_0 | x_tau)`."""
         if not has_posterior(model):
             raise UserError(
-                f"{type(self).__name__} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none"
+                f"{type(self).__name__} needs a model of q(x_0 | x_tau), and a {type(model).__name__} is none: give a run of an "
+                "stmd or ddpm recipe"
             )
 
 
