@@ -19,7 +19,7 @@ GAUSSIAN = Gaussian(bandwidth=3**0.5 * TAU)  # matched where the density is even
 def planar(kernel: Kernel, temperatures: tuple[float, ...] = (1.0,)) -> Drifting:
     """Drifting by the plain field V_p - V_q in units of the data, without scales.
 
-    One temperature, or for separated modes a coarse one beside it: of a fine one alone the modes keep wrong weights, for a time
+    One temperature, or for separated modes coarser ones beside it: of a fine one alone the modes keep wrong weights, for a time
     that is exponential in their distance over the temperature.
     """
     field = DriftingField(kernel=kernel, normalisation="split")
@@ -33,7 +33,7 @@ def recipe(name: str, shape: str, dataset: Dataset, kernel: Kernel) -> Recipe:
         description=f"a one-step generator by drifting with a {type(kernel).__name__} kernel on {shape} (half a minute on a CPU)",
         dataset=dataset,
         model=GeneratorConfig(network=MLPConfig(width=128, depth=3)),
-        objective=planar(kernel, (1.0, 4.0) if isinstance(dataset, Ring) else (1.0,)),
+        objective=planar(kernel, (1.0, 3.0, 10.0) if isinstance(dataset, Ring) else (1.0,)),
         sampler=OneStep(),
         optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=50),
         steps=1500,
