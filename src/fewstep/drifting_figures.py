@@ -9,7 +9,7 @@ from fewstep.drifting_diagnosis import slopes
 
 Table = tuple[str, list[str], list[list[str]]]
 SHOWN = {
-    "cosine": "cosine of D and S",
+    "cosine": "cosine of drift and scores",
     "relative": "relative error (C_alpha)",
     "absolute": "absolute error",
     "alpha_ratio": "alpha_p / alpha_q",
@@ -102,7 +102,15 @@ def _residuals(cases: list[dict[str, Any]]) -> bytes:
         axis.scatter(*zip(*case["points"], strict=True), s=3, color="0.6")
         for name, colour in (("shift", "C0"), ("score", "C2"), ("delta_across", "C3")):
             axis.quiver(
-                0, 0, *case[name], angles="xy", scale_units="xy", scale=1, color=colour, width=0.012, label=name
+                0,
+                0,
+                *case[name],
+                angles="xy",
+                scale_units="xy",
+                scale=1,
+                color=colour,
+                width=0.012,
+                label=name.replace("delta_across", "residual across"),
             )
         axis.set(xlim=(-0.4, 1.3), ylim=(-1.8, 1.8), aspect="equal", xticks=[], yticks=[])
         axis.set_title(f"{case['name']}\nacross / shift = {case['across']:.2f}", fontsize=8)
@@ -119,8 +127,8 @@ def _curves(result: dict[str, Any], keys: tuple[str, ...]) -> bytes:
                 values = [row[kind][key]["mean"] for row in case["rows"]]
                 label = case["name"] + ("" if case["holds"] else " (!)") if kind == "population" else None
                 axis.plot(dims, values, style, color=f"C{k}", ms=4, label=label)
-        axis.set(xscale="log", yscale="log" if key in FALLING else "linear", xlabel="D")
-        axis.set_title(f"{SHOWN[key]}\nlines: population, dots: finite samples", fontsize=8)
+        axis.set(xscale="log", yscale="log" if key in FALLING else "linear", xlabel="dimension")
+        axis.set_title(f"{SHOWN[key]}\nsolid: populations, dotted: finite samples", fontsize=8)
         axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=7)
     return page.png(figure)

@@ -38,7 +38,8 @@ def write_report(
     flow_steps = step_counts(sampler)["flow_steps"]
     one = 1 if flow_steps > 1 else None
     parts = [f"<h1>{html.escape(recipe.name)}</h1><p>{html.escape(recipe.description)}.</p>", "<h2>Samples</h2>"]
-    for count in steps if sampler.takes_steps else (1,):
+    counts = steps if sampler.takes_steps else (1,)
+    for count in counts:
         drawn = sampler.with_steps(count, one)
         x_0 = sample(model, n, sampler=drawn, seed=seed)
         parts.append(page.figure(_show(x_0), f"N = {count}, M = 1: {drawn.nfe} network evaluations each"))
@@ -55,7 +56,10 @@ def write_report(
         parts.append(_randomness(model, real, flow_steps, seed))
     parts += [
         "<h2>Training</h2>",
-        page.figure(_curves(read_log(run)), "Loss as trained, and what it is without weights and normalisation"),
+        page.figure(
+            _curves(read_log(run)),
+            "Loss as trained, and beside it what it is made of: the raw error, or of drifting the raw field",
+        ),
     ]
     evaluation = run / "evaluation.json"
     result = json.loads(evaluation.read_text()) if evaluation.exists() else {}
@@ -66,7 +70,7 @@ def write_report(
             parts.append(f"<p><b>{html.escape(stale)}</b></p>")
         parts += ["<h2>Measurements</h2>", *(page.table(*table) for table in tables(result)), _features(result)]
     flow = " --flow-steps 1" if one else ""
-    grids = [f"fewstep sample {run} --n {n} --steps {count}{flow} --seed {seed}" for count in steps]
+    grids = [f"fewstep sample {run} --n {n} --steps {count}{flow} --seed {seed}" for count in counts]
     commands = _commands(run, recipe.name, grids, result.get("command"))
     parts += ["<h2>Commands</h2>", f"<pre>{html.escape(chr(10).join(commands))}</pre>"]
     write_file(run / "report.html", page.document(recipe.name, parts))

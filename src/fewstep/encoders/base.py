@@ -10,7 +10,7 @@ from fewstep.errors import UserError
 
 
 class MapsModule(nn.Module, ABC):
-    """A network with feature maps."""
+    """A network with feature maps: `maps(x)` is a list of tensors `(batch, C_k, H_k, W_k)`."""
 
     @abstractmethod
     def maps(self, x: Tensor) -> list[Tensor]:
