@@ -157,7 +157,10 @@ def test_with_an_encoder_the_losses_of_all_features_are_summed():
         features[f"map {k}"] = lambda h, of=of: of(h).flatten(2).permute(2, 0, 1)
         features[f"mean {k}"] = lambda h, of=of: of(h).mean((2, 3))[None]
         features[f"std {k}"] = lambda h, of=of: (of(h).var((2, 3), correction=0) + 1e-6).sqrt()[None]
-    patch = lambda h: nn.functional.avg_pool2d(h, 2)  # noqa: E731
+
+    def patch(h):
+        return nn.functional.avg_pool2d(h, 2)
+
     features["means of patches"] = lambda h: patch(h).flatten(2).permute(2, 0, 1)
     features["stds of patches"] = lambda h: (
         (patch(h.square()) - patch(h).square() + 1e-6).sqrt().flatten(2).permute(2, 0, 1)

@@ -94,21 +94,9 @@ class DriftingField:
         own: bool = False,
     ) -> Pair:
         """The clouds, checked: for one field, or several of other kernels, which then share the distances."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self._pair(x, positives, negatives, positive_weights, negative_weights, own)
-
-    def _pair(
-        self,
-        x: Tensor,
-        positives: Tensor,
-        negatives: Tensor | None,
-        w_pos: Tensor | None,
-        w_neg: Tensor | None,
-        own: bool,
-    ) -> Pair:
         masked = (own or negatives is None) and self.exclude_self and self.normalisation != "sinkhorn"
         others = x if negatives is None else negatives
-        return pair_of(x, positives, others, w_pos, w_neg, masked, self.block)
+        return pair_of(x, positives, others, positive_weights, negative_weights, masked, self.block)
 
     @torch.no_grad()
     def of(self, pair: Pair) -> Tensor:
