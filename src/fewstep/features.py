@@ -25,6 +25,7 @@ from fewstep.errors import UserError
 from fewstep.files import CHECKSUMS, cache_folder, read_checked, write_folder
 from fewstep.networks.classifier import Classifier, FeatureClassifier, ResNetClassifier
 from fewstep.pretrained import tensor_bytes
+from fewstep.processes import one_thread
 from fewstep.progress import Meter
 
 WEIGHTS, RECORD = "classifier.safetensors", "classifier.json"
@@ -138,21 +139,16 @@ def train_classifier(
     warm = torch.optim.lr_scheduler.LinearLR(optimiser, 0.01, total_iters=rise)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, training.steps - rise)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, cosine], [rise])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with Meter("classifier for the Frechet distance", training.steps, quiet=quiet) as meter:
-            for step in range(training.steps):
-                batch = examples.batch(training.batch_size, generator)
-                x = augment(batch["x_0"], training, generator)
-                loss = cross_entropy(classifier(x), batch["labels"])
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                meter.update(step + 1, f"loss {loss.item():.3g}")
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), Meter("classifier for the Frechet distance", training.steps, quiet=quiet) as meter:
+        for step in range(training.steps):
+            batch = examples.batch(training.batch_size, generator)
+            x = augment(batch["x_0"], training, generator)
+            loss = cross_entropy(classifier(x), batch["labels"])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            meter.update(step + 1, f"loss {loss.item():.3g}")
     return classifier.eval()
 
 

@@ -1,4 +1,4 @@
-"""What all processes of a joint training hold together."""
+"""What all processes of a joint training hold together, and what one process does in one thread."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,3 +33,14 @@ def first_process_first() -> Iterator[None]:
     yield
     if together and rank == 0:
         torch.distributed.barrier()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What stands below runs in one thread, because their number changes the rounding."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.files import CHECKSUMS, cache_folder, read_checked, write_folder
 from fewstep.networks.masked_autoencoder import MaskedAutoencoder
 from fewstep.pretrained import tensor_bytes
-from fewstep.processes import first_process_first
+from fewstep.processes import first_process_first, one_thread
 from fewstep.progress import Meter
 
 WEIGHTS, RECORD = "encoder.safetensors", "encoder.json"
@@ -91,18 +91,13 @@ class Masked(Encoder):
         examples, generator = self.dataset.train(data), torch.Generator().manual_seed(self.seed)
         optimiser = torch.optim.AdamW(network.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with Meter("masked autoencoder for the drifting field", self.steps, quiet=quiet) as meter:
-                for step in range(self.steps):
-                    x_0 = examples.batch(self.batch_size, generator)["x_0"].to(device)
-                    loss = network.loss(x_0, generator).mean()
-                    optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimiser.step()
-                    schedule.step()
-                    meter.update(step + 1, f"loss {loss.item():.3g}")
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread(), Meter("masked autoencoder for the drifting field", self.steps, quiet=quiet) as meter:
+            for step in range(self.steps):
+                x_0 = examples.batch(self.batch_size, generator)["x_0"].to(device)
+                loss = network.loss(x_0, generator).mean()
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                meter.update(step + 1, f"loss {loss.item():.3g}")
         return network
