@@ -174,6 +174,24 @@ def test_the_floor_keeps_the_field_alive_in_float32():
     assert (split.norm(dim=1) > 10).all()  # by itself each cloud has a nearest point however far it is
 
 
+def test_the_floor_draws_a_narrow_cloud_together():
+    """In 64 dimensions, within the data: its own field spreads it; with every affinity at the floor the far data are one point.
+
+    This is how a generator that starts narrow collapses to one item (docs/drifting.md).
+    """
+    y = normals(64, 64, seed=0)
+    x = y.mean(0) + 0.3 * normals(64, 64, seed=1)
+    rho = distances(x, torch.cat([x, y])).mean().item()
+
+    def spreading(floor: float) -> float:
+        drift = DriftingField(kernel=Laplace(bandwidth=0.05 * rho), floor=floor)(x, y)
+        centred, drift = x - x.mean(0), drift - drift.mean(0)
+        return ((centred * drift).sum() / (centred.norm() * drift.norm())).item()
+
+    assert spreading(0.0) > 0.2
+    assert spreading(1e-6) < -0.2
+
+
 def test_the_bias_of_a_centroid_falls_twice_as_fast_corrected():
     """N(0, 1) seen from .8 by a Gaussian kernel of variance .25, centroid .64: slopes of its log bias in the number of points."""
     at, zero, runs, slopes = doubles(0.8)[:, None], torch.zeros(1, 1).double(), 800_000, []

@@ -1,5 +1,6 @@
 """Clouds of points as a kernel sees them: log-affinities of rows to columns by blocks, in log space, in float32 or better."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,23 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.kernels import Kernel
 from fewstep.shapes import distances
+
+
+def exp(log_a: Tensor) -> Tensor:
+    """`exp`, with 0 where it is about to underflow: there torch's own takes sixty times as long on a CPU."""
+    low = _lowest(log_a)
+    return torch.nn.functional.threshold(log_a.clamp_min(low).exp_(), 2 * math.exp(low), 0.0)
+
+
+def log_sum_exp(log_a: Tensor, dim: int) -> Tensor:
+    """`log sum exp` along a dimension, which is kept; as fast where most terms underflow."""
+    most = log_a.amax(dim, keepdim=True)
+    return (log_a - most.nan_to_num(neginf=0.0)).clamp_min_(_lowest(log_a)).exp_().sum(dim, keepdim=True).log_() + most
+
+
+def _lowest(log_a: Tensor) -> float:
+    """A little above the logarithm of the least normal number."""
+    return math.log(torch.finfo(log_a.dtype).tiny) + 1
 
 
 class NoDistance(UserError):
@@ -99,7 +117,7 @@ class Pair:
             logits = cloud.logits(kernel, rows, first)
             if f is not None:
                 logits = logits + f[..., first : first + rows.shape[-2], :]
-            found = torch.logaddexp(found, logits.logsumexp(-2, keepdim=True))
+            found = torch.logaddexp(found, log_sum_exp(logits, -2))
         return found
 
     def mean_distance(self) -> float:

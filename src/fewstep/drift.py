@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.clouds import Cloud, Pair, pair_of
+from fewstep.clouds import Cloud, Pair, exp, log_sum_exp, pair_of
 from fewstep.errors import UserError
 from fewstep.kernels import Kernel
 
@@ -134,10 +134,10 @@ class DriftingField:
 
         def drift(rows: Tensor, first: int) -> Tensor:
             logits = [cloud.logits(self.kernel, rows, first) for cloud in bare]
-            of_rows = torch.logaddexp(*(logit.logsumexp(-1, keepdim=True) for logit in logits))
+            of_rows = torch.logaddexp(*(log_sum_exp(logit, -1) for logit in logits))
             affinities = []
             for cloud, logit, column in zip((pos, neg), logits, columns, strict=True):
-                a = (logit - of_rows if column is None else logit - (0.5 * of_rows + 0.5 * column)).exp()
+                a = exp(logit - of_rows if column is None else logit - (0.5 * of_rows + 0.5 * column))
                 if self.floor:
                     a = cloud.leave_own_out(a.clamp_min_(math.sqrt(self.floor)), first, 0.0)
                 affinities.append(a if cloud.log_w is None else a * cloud.log_w.exp())
@@ -148,8 +148,8 @@ class DriftingField:
 
     def _sharp(self, pair: Pair) -> Tensor:
         def score(cloud: Cloud, rows: Tensor, first: int) -> Tensor:
-            sharp = cloud.logits_of(self.kernel.log_sharp, rows, first).logsumexp(-1, keepdim=True)
-            w = (cloud.logits(self.kernel, rows, first) - sharp).exp()
+            sharp = log_sum_exp(cloud.logits_of(self.kernel.log_sharp, rows, first), -1)
+            w = exp(cloud.logits(self.kernel, rows, first) - sharp)
             return w @ cloud.y - w.sum(-1, keepdim=True) * rows
 
         def drift(rows: Tensor, first: int) -> Tensor:
@@ -166,7 +166,7 @@ class DriftingField:
         share = g - g.logsumexp(-1, keepdim=True) + math.log(pair.x.shape[-2])
 
         def to_one(rows: Tensor, first: int) -> Tensor:
-            return -(bare.logits(self.kernel, rows, first) + g).logsumexp(-1, keepdim=True)
+            return -log_sum_exp(bare.logits(self.kernel, rows, first) + g, -1)
 
         f = pair.by_rows(cloud.size, to_one, width=1)
         for _ in range(self.rounds // 2):
@@ -175,6 +175,6 @@ class DriftingField:
 
         def barycentre(rows: Tensor, first: int) -> Tensor:
             of_rows = f[..., first : first + rows.shape[-2], :]
-            return (bare.logits(self.kernel, rows, first) + of_rows + g).exp() @ cloud.y
+            return exp(bare.logits(self.kernel, rows, first) + of_rows + g) @ cloud.y
 
         return pair.by_rows(cloud.size, barycentre)

@@ -17,9 +17,13 @@ SHARES = (0.02, 0.05, 0.2)  # temperatures of a Laplace kernel, as shares of the
 PUBLISHED = Optimiser(lr=1e-3, beta_2=0.95, warmup_steps=100, decay="cosine", clip_norm=2.0)
 
 
-def regression(kernel: Kernel) -> DriftRegression:
-    """The published one (algorithm A1 with the floor of the code); a Gaussian kernel is matched, h^2 = tau rho."""
-    field = DriftingField(kernel=kernel, normalisation="both", floor=1e-6)
+def regression(kernel: Kernel, floor: float = 0.0) -> DriftRegression:
+    """The published one, algorithm A1; a Gaussian kernel is matched, h^2 = tau rho.
+
+    The authors' code has a floor of 1e-6, good for clouds far apart. A cloud narrower than its distance to the data it draws
+    together, to one point: pixels go without it (docs/drifting.md).
+    """
+    field = DriftingField(kernel=kernel, normalisation="both", floor=floor)
     temperatures = tuple(t**0.5 for t in SHARES) if isinstance(kernel, Gaussian) else SHARES
     return DriftRegression(field=field, temperatures=temperatures)
 
@@ -45,7 +49,9 @@ def drifting(
             dataset=dataset,
             model=GeneratorConfig(network=network),
             objective=Drifting(
-                regression=regression(kernel), encoder=encoder if seen else None, most_places=most_places
+                regression=regression(kernel, 1e-6 if seen else 0.0),
+                encoder=encoder if seen else None,
+                most_places=most_places,
             ),
             sampler=OneStep(),
             optimiser=PUBLISHED,
