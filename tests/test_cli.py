@@ -24,7 +24,18 @@ from fewstep.pretrained import newest_checkpoint
 from fewstep.recipes import all_recipes
 
 COMMANDS = [
-    *("calibrate", "checkpoint", "classifier", "compare", "evaluate", "finetune", "recipes", "report", "restore"),
+    *(
+        "calibrate",
+        "checkpoint",
+        "classifier",
+        "compare",
+        "diagnose",
+        "evaluate",
+        "finetune",
+        "recipes",
+        "report",
+        "restore",
+    ),
     *("sample", "steer", "train"),
 ]
 SMALL = ["--batch-size", "8", "--model.network.width", "16", "--model.network.depth", "1", "--device", "cpu", "--quiet"]
@@ -484,6 +495,17 @@ def test_what_has_no_posterior_is_not_calibrated(capsys, tmp_path):
     )
     assert status("train", "velocity.py", "--steps", "1", "--batch-size", "8", "--device", "cpu", "--quiet") == 0
     refused(capsys, "calibrate", "runs/velocity", says="a MeanFlow has no posterior q(x_0 | x_tau) to calibrate")
+
+
+def test_a_generator_is_evaluated_by_its_one_step(capsys, tmp_path):
+    out = tmp_path / "moons"
+    assert status("train", "moons-drifting", "--steps", "2", *SMALL, "--out", out) == 0
+    assert status("evaluate", out, "-n", "60", "--strength", "1") == 0
+    rows = json.loads((out / "evaluation.json").read_text())["samples"]
+    assert [(row["steps"], row["flow_steps"], row["nfe"]) for row in rows] == [(1, 1, 1)]
+    for wrong in (["--steps", "2"], ["--flow-steps", "1"], ["--grid"]):
+        refused(capsys, "evaluate", out, "-n", "60", *wrong, says="OneStep is one call of the network: leave")
+    refused(capsys, "evaluate", out, "-n", "60", "--strength", "2", says="is 1 of a model trained without it")
 
 
 def test_steer_writes_weighted_samples_and_what_was_paid(capsys, run, tmp_path):

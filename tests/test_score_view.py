@@ -116,6 +116,13 @@ def test_in_many_dimensions_a_laplace_drift_is_a_score_difference():
     assert few["cosine"] < 0.97
 
 
+def test_an_alignment_is_of_the_same_points():
+    x, y = normals(5, 3, seed=0), normals(6, 3, seed=1)
+    kernel = Gaussian(bandwidth=1.0)
+    with pytest.raises(UserError, match="at the same points x"):
+        alignment(decompose(kernel, x, y), decompose(kernel, y, y))
+
+
 def test_unequal_radii_break_the_alignment():
     """sigma .5 and .8, D = 256: cosine .66, `alpha_p / alpha_q` .85: the theorem needs equal radii."""
     found = population(256, 0, (0.5, 0.8))

@@ -178,7 +178,12 @@ def alignment(p: Decomposition, q: Decomposition, tau_rho: float | None = None) 
     `cosine` in the mean; `c_star = <D, S> / ||S||^2`, the best factor; `c_alpha = E[alpha_p + alpha_q] / 2` and, where given,
     `c_rho = tau rho`; `absolute`, `E ||D - c_alpha S||^2`, and `relative`, over `E ||D||^2`; `relative_best` with c_star;
     `alpha_ratio`, the mean of `alpha_p / alpha_q`; `gap_energy`, `E ||delta_p - delta_q||^2`, and `gap_share`, over `E ||D||^2`.
+    Raises `UserError` where the two are not of the same points.
     """
+    if p.shift.shape != q.shift.shape:
+        raise UserError(
+            f"drift at {tuple(p.shift.shape)} and at {tuple(q.shift.shape)}: decompose both laws at the same points x"
+        )
     drift, score, gap = p.shift - q.shift, p.score - q.score, p.delta - q.delta
     energy = drift.square().sum(1).mean()
     c_star = ((drift * score).sum() / score.square().sum()).item()

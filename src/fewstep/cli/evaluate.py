@@ -21,11 +21,12 @@ import tyro
 
 from fewstep.cli._parsing import parse
 from fewstep.cli._run import Run, open_run
-from fewstep.cli._sampler import named_sampler
+from fewstep.cli._sampler import SamplerFlags, override
 from fewstep.cli._tables import print_tables, terminal
 from fewstep.errors import UserError
 from fewstep.evaluation import EvaluationPlan, evaluate, tables
 from fewstep.files import write_file
+from fewstep.pretrained import sampler_of
 from fewstep.tuning import TuningPlan, table_of, tune
 
 
@@ -38,6 +39,8 @@ class Flags:
     plan: Annotated[EvaluationPlan, tyro.conf.arg(name="")] = EvaluationPlan()
     sampler: str | None = None
     """Another sampler than the model's: one of those of fewstep sample --sampler."""
+    strength: float | None = None
+    """Strength of guidance, of a generator that was trained with it: from 1 (none). The distances are to data of all classes."""
     grid: bool = False
     """Look for the best sampler at --nfe network evaluations instead."""
     nfe: int | None = None
@@ -59,7 +62,12 @@ def run(arguments: list[str]) -> int:
     flags = parse(Flags, arguments, "evaluate", __doc__)
 
     run = open_run(flags.run, flags.device, flags.trust_code, "evaluate", arguments)
-    sampler = named_sampler(flags.sampler) if flags.sampler is not None else run.model.sampler
+    sampler = override(sampler_of(run.model), SamplerFlags(sampler=flags.sampler, strength=flags.strength))
+    counts = (flags.plan.steps, flags.plan.flow_steps)
+    if not sampler.takes_steps and (flags.grid or counts != (EvaluationPlan.steps, EvaluationPlan.flow_steps)):
+        raise UserError(
+            f"{type(sampler).__name__} is one call of the network: leave --grid, --steps and --flow-steps out"
+        )
     if flags.grid:
         return _tune(flags, run, sampler)
     if flags.save_default or flags.nfe is not None:
