@@ -4,10 +4,11 @@ python benchmarks/drifting_kernels.py swissroll checkerboard moons ring
 python benchmarks/drifting_kernels.py digits --seeds 0 1 2
 python benchmarks/drifting_kernels.py mnist-small --methods laplace gaussian gaussian-unmatched --seeds 0
 
-In the plane: temperature .1 in units of the data, `matched` is h^2 = 3 tau^2 (an even density in two dimensions), beside the
-algorithm that is really run (rows and columns), with one temperature and with three, normalised. Elsewhere: the shipped recipes
-in pixels (NAME-drifting) and in the features of a masked autoencoder (NAME-drifting-features, with --features); temperatures
-are shares of the mean distance rho, `matched` is h^2 = tau rho. A run that is there is not made again; --tables only prints.
+The shipped recipes. In the plane: tau = .1 in units of the data (the ring: algorithm A1 at three shares of the mean distance),
+`matched` is h^2 = 3 tau^2 (an even density in two dimensions), beside A1 with one temperature and with three, normalised.
+Elsewhere, in pixels (NAME-drifting) and in the features of a masked autoencoder (NAME-drifting-features, with --features):
+temperatures are shares of the mean distance rho, `matched` is h^2 = tau rho. A run that is there is not made again; --tables
+only prints.
 One process uses one thread. Distances: sliced W2 and squared MMD (Gaussian kernel of the held-out items' median distance; by
 U-statistics, so that it can be negative), against `--n` held-out items, beside as many others (the floor); of images the
 Frechet distance too.
@@ -30,12 +31,12 @@ from fewstep.metrics.base import Features
 from fewstep.objectives import Drifting
 from fewstep.recipe import Recipe
 from fewstep.recipes import find_recipe
+from fewstep.recipes.planar import MATCHED
 from fewstep.samplers import OneStep
 from fewstep.shapes import flat
 from fewstep.training import TrainingOptions, train
 
 PLANE = ("swissroll", "checkerboard", "moons", "ring")
-TAU = 0.1
 NAMES = {"sliced_w2": "sliced W2", "mmd2": "squared MMD", "frechet": "Frechet distance"}
 DRAWS = 4  # of the samples, and of the floor
 
@@ -46,14 +47,14 @@ def method(problem: str, name: str, features: bool) -> Recipe:
     assert isinstance(recipe.objective, Drifting)
     regression = recipe.objective.regression
     field = regression.field
-    plane = problem in PLANE
+    width = regression.field.kernel.bandwidth
     if name == "gaussian":
-        kernel = Gaussian(bandwidth=3**0.5 * TAU if plane else 1.0)
-        temperatures = regression.temperatures if plane else tuple(t**0.5 for t in regression.temperatures)
+        matched = problem in PLANE
+        temperatures = regression.temperatures if matched else tuple(t**0.5 for t in regression.temperatures)
+        kernel = Gaussian(bandwidth=MATCHED * width if matched else width)
         regression = replace(regression, field=replace(field, kernel=kernel), temperatures=temperatures)
     elif name == "gaussian-unmatched":
-        kernel = Gaussian(bandwidth=TAU if plane else 1.0)
-        regression = replace(regression, field=replace(field, kernel=kernel))
+        regression = replace(regression, field=replace(field, kernel=Gaussian(bandwidth=width)))
     elif name == "laplace-a1":
         regression = replace(regression, field=replace(field, normalisation="both"))
     elif name == "laplace-a1-three":

@@ -1,5 +1,7 @@
 """Drifting in the plane: four shapes, a Laplace and a Gaussian kernel; half a minute each on a CPU."""
 
+from dataclasses import replace
+
 from fewstep.datasets import Checkerboard, Moons, Ring, SwissRoll
 from fewstep.datasets.base import Dataset
 from fewstep.drift import DriftingField
@@ -9,21 +11,25 @@ from fewstep.models import GeneratorConfig
 from fewstep.networks import MLPConfig
 from fewstep.objectives import Drifting
 from fewstep.recipe import Optimiser, Recipe
+from fewstep.recipes._drifting import SHARES
 from fewstep.samplers import OneStep
 
 TAU = 0.1  # of the Laplace kernel, in units of the data
-LAPLACE = Laplace(bandwidth=TAU)
-GAUSSIAN = Gaussian(bandwidth=3**0.5 * TAU)  # matched where the density is even: h^2 = (d + 1) tau^2 in d = 2
+MATCHED = 3**0.5  # of a Gaussian kernel where the density is even: h^2 = (d + 1) tau^2 in d = 2
 
 
-def planar(kernel: Kernel, temperatures: tuple[float, ...] = (1.0,)) -> Drifting:
-    """Drifting by the plain field V_p - V_q in units of the data, without scales.
+def one_scale(kernel: Kernel) -> DriftRegression:
+    """The plain field V_p - V_q in units of the data."""
+    field = DriftingField(kernel=replace(kernel, bandwidth=TAU * kernel.bandwidth), normalisation="split")
+    return DriftRegression(field=field, temperatures=(1.0,), relative=False, equalise=False)
 
-    One temperature, or for separated modes coarser ones beside it: of a fine one alone the modes keep wrong weights, for a time
-    that is exponential in their distance over the temperature.
+
+def three_scales(kernel: Kernel) -> DriftRegression:
+    """Algorithm A1 at three shares of the mean distance, for separated modes.
+
+    Of a fine temperature alone the modes keep wrong weights, for a time that is exponential in their distance over it.
     """
-    field = DriftingField(kernel=kernel, normalisation="split")
-    return Drifting(regression=DriftRegression(field=field, temperatures=temperatures, relative=False, equalise=False))
+    return DriftRegression(field=DriftingField(kernel=kernel, normalisation="both"), temperatures=SHARES)
 
 
 def recipe(name: str, shape: str, dataset: Dataset, kernel: Kernel) -> Recipe:
@@ -33,7 +39,7 @@ def recipe(name: str, shape: str, dataset: Dataset, kernel: Kernel) -> Recipe:
         description=f"a one-step generator by drifting with a {type(kernel).__name__} kernel on {shape} (half a minute on a CPU)",
         dataset=dataset,
         model=GeneratorConfig(network=MLPConfig(width=128, depth=3)),
-        objective=planar(kernel, (1.0, 3.0, 10.0) if isinstance(dataset, Ring) else (1.0,)),
+        objective=Drifting(regression=(three_scales if isinstance(dataset, Ring) else one_scale)(kernel)),
         sampler=OneStep(),
         optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=50),
         steps=1500,
@@ -52,5 +58,5 @@ SHAPES: dict[str, tuple[str, Dataset]] = {
 recipes = tuple(
     recipe(f"{name}-drifting{suffix}", *shape, kernel)
     for name, shape in SHAPES.items()
-    for suffix, kernel in (("", LAPLACE), ("-gaussian", GAUSSIAN))
+    for suffix, kernel in (("", Laplace(bandwidth=1.0)), ("-gaussian", Gaussian(bandwidth=MATCHED)))
 )
