@@ -99,7 +99,7 @@ class FeatureDrift:
         groups, points = items.shape[:2]
         found = {ITEMS: items.flatten(2)[None]}
         if self.encoder is not None:
-            check_frozen(self.encoder)
+            check_frozen(self.encoder.to(items.device))
             weights = next(self.encoder.parameters(), items)
             x = items.flatten(0, 1).to(weights.dtype)
             if x.ndim != 4:

@@ -8,7 +8,7 @@ from torch import nn
 
 from fewstep.draws import Source, normal_like
 from fewstep.drift_regression import DriftRegression
-from fewstep.encoders.base import Encoder, MapsModule
+from fewstep.encoders.base import Encoder
 from fewstep.errors import UserError
 from fewstep.feature_drift import Clouds, FeatureDrift
 from fewstep.models.generator import Generator
@@ -54,21 +54,23 @@ class Drifting(Objective):
         return self.build(model.item_shape)(model, batch, generator)
 
     def build(self, item_shape: tuple[int, ...] = (), data: Path | None = None) -> LossFunction:
-        encoder = None if self.encoder is None else self.encoder.build(item_shape, data)
-        return _Drift(self, encoder, RingBuffer(item_shape, self.queue) if self.queue else None)
+        drift = FeatureDrift(
+            regression=self.regression,
+            encoder=None if self.encoder is None else self.encoder.build(item_shape, data),
+            most_places=self.most_places,
+        )
+        return _Drift(self, drift, RingBuffer(item_shape, self.queue) if self.queue else None)
 
 
 class _Drift(nn.Module):
-    """The objective with its queue, which is stored with a checkpoint, and its encoder, which is neither trained nor stored."""
+    """The objective with its queue, which is stored with a checkpoint; the drift's encoder is neither trained nor stored."""
 
-    def __init__(self, config: Drifting, encoder: MapsModule | None, queue: RingBuffer | None):
+    def __init__(self, config: Drifting, drift: FeatureDrift, queue: RingBuffer | None):
         super().__init__()
-        self.config, self.queue = config, queue
-        self.seen = (encoder,)  # in a tuple, so that it is no part of this module
+        self.config, self.drift, self.queue = config, drift, queue
 
     def forward(self, model: Generator, batch: Batch, generator: Source) -> Loss:
         x_0 = batch["x_0"]
-        (encoder,) = self.seen
         if model.num_classes or model.max_strength > 1:
             raise UserError(
                 "Drifting trains neither classes nor a strength of guidance: take objectives.GuidedDrifting"
@@ -79,10 +81,8 @@ class _Drift(nn.Module):
             with torch.no_grad():
                 negatives = model(normal_like(x_0, generator))[None]
         beside = None if self.queue is None or not int(self.queue.held) else self.queue.all()[None].to(x)
-        encoder = None if encoder is None else encoder.to(x_0.device)
-        drift = FeatureDrift(regression=self.config.regression, encoder=encoder, most_places=self.config.most_places)
         clouds = Clouds(x=x[None], positives=x_0[None], negatives=negatives, beside=beside)
-        per_sample, raw, logs = drift(clouds, generator)
+        per_sample, raw, logs = self.drift(clouds, generator)
         if self.queue is not None:
             self.queue.push(gathered(x, generator))
         return Loss(per_sample=per_sample, raw=raw, logs=logs)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fewstep.draws import Shard, Source, normal, uniform
 from fewstep.drift_regression import DriftRegression
-from fewstep.encoders.base import Encoder, MapsModule
+from fewstep.encoders.base import Encoder
 from fewstep.errors import UserError
 from fewstep.feature_drift import Clouds, FeatureDrift
 from fewstep.models.generator import Generator
@@ -67,22 +67,26 @@ class GuidedDrifting(Objective):
         return self.build(model.item_shape)(model, batch, generator)
 
     def build(self, item_shape: tuple[int, ...] = (), data: Path | None = None) -> LossFunction:
-        encoder = None if self.encoder is None else self.encoder.build(item_shape, data)
-        return _Guided(self, encoder, item_shape)
+        drift = FeatureDrift(
+            regression=self.regression,
+            encoder=None if self.encoder is None else self.encoder.build(item_shape, data),
+            most_places=self.most_places,
+            by_group=True,
+        )
+        return _Guided(self, drift, item_shape)
 
 
 class _Guided(nn.Module):
-    """The objective with its queues, which are stored with a checkpoint, and its encoder, which is neither trained nor stored."""
+    """The objective with its queues, which are stored with a checkpoint; the drift's encoder is neither trained nor stored."""
 
-    def __init__(self, config: GuidedDrifting, encoder: MapsModule | None, item_shape: tuple[int, ...]):
+    def __init__(self, config: GuidedDrifting, drift: FeatureDrift, item_shape: tuple[int, ...]):
         super().__init__()
-        self.config = config
-        self.seen = (encoder,)  # in a tuple, so that it is no part of this module
+        self.config, self.drift = config, drift
         self.by_class = RingBuffer(item_shape, config.class_queue, max(config.num_classes, 1))
         self.of_all = RingBuffer(item_shape, config.queue)
 
     def forward(self, model: Generator, batch: Batch, generator: Source) -> Loss:
-        c, (encoder,) = self.config, self.seen
+        c = self.config
         self._push(model, batch, generator)
         k = self._own_groups(generator)
         x_0 = batch["x_0"]
@@ -103,9 +107,7 @@ class _Guided(nn.Module):
             beside=beside,
             beside_weight=(alpha - 1) * own / beside.shape[1],
         )
-        encoder = None if encoder is None else encoder.to(x_0.device)
-        drift = FeatureDrift(regression=c.regression, encoder=encoder, most_places=c.most_places, by_group=True)
-        per_sample, raw, logs = drift(clouds, generator)
+        per_sample, raw, logs = self.drift(clouds, generator)
         of_groups = [numbers.reshape(k, c.draws).mean(1) for numbers in (per_sample, raw, *logs.values())]
         return Loss(per_sample=of_groups[0], raw=of_groups[1], logs=dict(zip(logs, of_groups[2:], strict=True)))
 
