@@ -506,6 +506,7 @@ def test_a_generator_is_evaluated_by_its_one_step(capsys, tmp_path):
     for wrong in (["--steps", "2"], ["--flow-steps", "1"], ["--grid"]):
         refused(capsys, "evaluate", out, "-n", "60", *wrong, says="OneStep is one call of the network: leave")
     refused(capsys, "evaluate", out, "-n", "60", "--strength", "2", says="is 1 of a model trained without it")
+    refused(capsys, "compare", out, f"{out}@ddim", says="OfMeans draws from a PosteriorModel, and Generator is none")
 
 
 def test_steer_writes_weighted_samples_and_what_was_paid(capsys, run, tmp_path):

@@ -17,7 +17,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation import MORE_NAMES, NAMES, EvaluationPlan, Yardstick, posterior_rows, uses_flow, yardstick
 from fewstep.models.base import Model
 from fewstep.recipe import Recipe
-from fewstep.samplers.base import Sampler
+from fewstep.samplers.base import Sampler, check_model
 
 FLOOR_DRAWS = 8
 TERMS = ("optimiser", "steps", "batch_size", "ema_decay", "ema_warmup", "seed")
@@ -77,8 +77,13 @@ class Contestant:
 def compare(
     contestants: list[Contestant], plan: ComparisonPlan, data: Path | None = None, quiet: bool = True
 ) -> dict[str, Any]:
-    """The comparison as JSON (keys in docs/json.md). Raises `UserError` where the runs are of different data sets."""
+    """The comparison as JSON (keys in docs/json.md).
+
+    Raises `UserError`, before anything is measured, where the runs are of different data sets or a sampler is not its model's.
+    """
     dataset = common_dataset(contestants)
+    for contestant in contestants:
+        check_model(contestant.sampler, contestant.model)
     device = str(contestants[0].model.like.device)
     rule = yardstick(dataset, plan.n, data, quiet, plan.inception, device)
     floors = [rule.floor(seed) for seed in range(FLOOR_DRAWS)]
