@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fewstep.datasets import CIFAR10, MNIST, T2, Checkerboard, Correlated, Digits, Moons, Ring, SwissRoll
+from fewstep.drift_regression import DriftRegression
 from fewstep.encoders import Masked
 from fewstep.errors import UserError
 from fewstep.models import ConsistencyMap, Denoiser, Generator, MeanFlow, PosteriorFlow
@@ -235,3 +236,24 @@ def test_a_consistency_map_samples_by_renoising():
             assert recipe.sampler.kernel == 0
         elif isinstance(recipe.sampler, Ancestral):
             assert recipe.sampler.kernel == "bridge"
+
+
+@pytest.mark.parametrize("name", ["digits-drifting", "digits-drifting-gaussian", "digits-drifting-guided"])
+def test_the_field_in_pixels_spreads_a_new_generators_samples(name):
+    """With the affinity floor of the authors' code it draws them together, to one image (docs/drifting.md)."""
+    data, model = Digits().train().up_to(128)["x_0"].flatten(1), find_recipe("digits-drifting").model
+    with torch.no_grad(), seeded(0):
+        x = model.build((1, 8, 8))(torch.randn(128, 1, 8, 8)).flatten(1)
+
+    def spreading(regression: DriftRegression, floor: float) -> list[float]:
+        field, found = replace(regression.field, floor=floor), []
+        rho = field.pair(x, data).mean_distance()
+        for temperature in regression.temperatures:
+            kernel = replace(field.kernel, bandwidth=field.kernel.bandwidth * temperature * rho)
+            drift = replace(field, kernel=kernel)(x, data)
+            found.append(torch.cosine_similarity(x - x.mean(0), drift - drift.mean(0), dim=1).mean().item())
+        return found
+
+    regression = find_recipe(name).objective.regression
+    assert min(spreading(regression, regression.field.floor)) > 0.02
+    assert min(spreading(regression, 1e-6)) < -0.1
