@@ -503,10 +503,17 @@ def test_a_generator_is_evaluated_by_its_one_step(capsys, tmp_path):
     assert status("evaluate", out, "-n", "60", "--strength", "1") == 0
     rows = json.loads((out / "evaluation.json").read_text())["samples"]
     assert [(row["steps"], row["flow_steps"], row["nfe"]) for row in rows] == [(1, 1, 1)]
-    for wrong in (["--steps", "2"], ["--flow-steps", "1"], ["--grid"]):
+    assert status("evaluate", out, "-n", "60", "--steps", "1") == 0
+    for wrong in (["--steps", "2"], ["--flow-steps", "2"], ["--grid"], ["--nfe", "4"], ["--save-default"]):
         refused(capsys, "evaluate", out, "-n", "60", *wrong, says="OneStep is one call of the network: leave")
     refused(capsys, "evaluate", out, "-n", "60", "--strength", "2", says="is 1 of a model trained without it")
-    refused(capsys, "compare", out, f"{out}@ddim", says="OfMeans draws from a PosteriorModel, and Generator is none")
+    refused(
+        capsys,
+        "compare",
+        out,
+        f"{out}@ddim",
+        says="moons@ddim: OfMeans draws from a PosteriorModel, and Generator is none",
+    )
 
 
 def test_steer_writes_weighted_samples_and_what_was_paid(capsys, run, tmp_path):

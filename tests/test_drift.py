@@ -1,5 +1,6 @@
 """The drifting field: its structure, its links to scores, classifiers and optimal transport, and that blocks change nothing."""
 
+import math
 import resource
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from fewstep.clouds import exp, log_sum_exp
 from fewstep.drift import DriftingField
 from fewstep.errors import UserError
 from fewstep.kernels import Gaussian, InverseMultiquadric, Laplace, Matern
 from fewstep.shapes import distances
-from problems import doubles, normals
+from problems import doubles, generator, normals
 
 KERNELS = [Gaussian(bandwidth=0.9), Laplace(bandwidth=0.6), Matern(bandwidth=0.8), InverseMultiquadric(bandwidth=0.9)]
 EVERY = ["split", "joint", "both", "sharp", "sinkhorn"]
@@ -175,9 +177,9 @@ def test_the_floor_keeps_the_field_alive_in_float32():
 
 
 def test_the_floor_draws_a_narrow_cloud_together():
-    """In 64 dimensions, within the data: its own field spreads it; with every affinity at the floor the far data are one point.
+    """Narrower than its distance to the data: its own field spreads it; with every affinity at the floor the data are one point.
 
-    This is how a generator that starts narrow collapses to one item (docs/drifting.md).
+    `test_recipes.py` has the same of a new network, whose training then ends in one image (docs/drifting.md).
     """
     y = normals(64, 64, seed=0)
     x = y.mean(0) + 0.3 * normals(64, 64, seed=1)
@@ -212,15 +214,43 @@ def test_the_bias_of_a_centroid_falls_twice_as_fast_corrected():
 
 
 @every_normalisation
-def test_blocks_change_nothing(normalisation):
+@pytest.mark.parametrize("size", [1, 300])
+def test_blocks_change_nothing(normalisation, size):
     x, pos, neg = normals(50, 4, seed=0), normals(70, 4, seed=1), normals(60, 4, seed=2)
     rounds = 4 if normalisation == "sinkhorn" else 1
     whole, parts = (
         DriftingField(kernel=Laplace(bandwidth=0.6), normalisation=normalisation, rounds=rounds, block=block)
-        for block in (1 << 22, 300)
+        for block in (1 << 22, size)
     )
     assert_close(parts(x, pos, neg), whole(x, pos, neg), atol=1e-12, rtol=0)
     assert_close(parts(x, pos), whole(x, pos), atol=1e-12, rtol=0)  # the mask knows its rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exponentials_are_those_of_torch_until_they_underflow(dtype):
+    low = math.log(torch.finfo(dtype).tiny)
+    kept = torch.linspace(low + 2, 50, 1000, dtype=dtype)
+    assert_close(exp(kept), kept.exp(), atol=0, rtol=1e-6 if dtype == torch.float32 else 1e-13)
+    gone = torch.tensor([low + 0.5, low, low - 5, 10 * low, -math.inf], dtype=dtype)
+    assert (exp(gone) == 0).all()  # exactly: a floor would pull
+    assert exp(torch.tensor([math.nan], dtype=dtype)).isnan().all()
+    rows = torch.randn(20, 30, dtype=dtype, generator=generator(0)) * torch.logspace(-2, 4, 20, dtype=dtype)[:, None]
+    rows[3] = -math.inf
+    rows[4, 5:] = -math.inf
+    for dim in (0, 1):
+        assert_close(log_sum_exp(rows, dim), rows.logsumexp(dim, keepdim=True), rtol=1e-6, atol=1e-5)
+    rows[7, 7] = math.nan
+    assert log_sum_exp(rows, 1)[7].isnan().all()
+
+
+def test_a_single_point_sees_the_others_and_not_itself():
+    """Its column has no row at all."""
+    x, pos, neg = clouds()
+    for floor in (0.0, 1e-6):
+        field = DriftingField(kernel=Laplace(bandwidth=0.6), floor=floor)
+        found = field(x[:1], pos, torch.cat([x[:1], neg]), own=True)
+        assert found.isfinite().all()
+        assert_close(found, field(x[:1], pos, neg), atol=1e-12, rtol=0)
 
 
 @every_normalisation

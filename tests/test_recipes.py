@@ -255,5 +255,16 @@ def test_the_field_in_pixels_spreads_a_new_generators_samples(name):
         return found
 
     regression = find_recipe(name).objective.regression
+    assert find_recipe("digits-drifting-features").objective.regression.field.floor == 1e-6
     assert min(spreading(regression, regression.field.floor)) > 0.02
     assert min(spreading(regression, 1e-6)) < -0.1
+
+
+@pytest.mark.parametrize("name", ["ring-drifting", "ring-drifting-gaussian"])
+def test_the_modes_of_the_ring_want_algorithm_a1_at_several_shares_of_the_distance(name):
+    """One scale, or rows alone, leave them with wrong weights (docs/log.md)."""
+    regression = find_recipe(name).objective.regression
+    assert regression.field.normalisation == "both"
+    assert regression.relative
+    assert regression.equalise
+    assert regression.temperatures == (0.02, 0.05, 0.2)

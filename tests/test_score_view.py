@@ -119,8 +119,9 @@ def test_in_many_dimensions_a_laplace_drift_is_a_score_difference():
 def test_an_alignment_is_of_the_same_points():
     x, y = normals(5, 3, seed=0), normals(6, 3, seed=1)
     kernel = Gaussian(bandwidth=1.0)
-    with pytest.raises(UserError, match="at the same points x"):
-        alignment(decompose(kernel, x, y), decompose(kernel, y, y))
+    for others in (y, x[:1], x[:, :1]):
+        with pytest.raises(UserError, match="at the same points x"):
+            alignment(decompose(kernel, x, y), decompose(kernel, others, others))
 
 
 def test_unequal_radii_break_the_alignment():

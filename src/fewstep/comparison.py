@@ -83,7 +83,10 @@ def compare(
     """
     dataset = common_dataset(contestants)
     for contestant in contestants:
-        check_model(contestant.sampler, contestant.model)
+        try:
+            check_model(contestant.sampler, contestant.model)
+        except UserError as error:
+            raise UserError(f"{contestant.name}: {error}") from error
     device = str(contestants[0].model.like.device)
     rule = yardstick(dataset, plan.n, data, quiet, plan.inception, device)
     floors = [rule.floor(seed) for seed in range(FLOOR_DRAWS)]

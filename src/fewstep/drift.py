@@ -130,7 +130,9 @@ class DriftingField:
         """`p q (C+ - C-)`. Weights multiply after the normalisations, which do not see them."""
         pos, neg = pair.pos, pair.neg
         bare = [cloud.bare() for cloud in (pos, neg)]
-        columns = [pair.by_columns(c, self.kernel) if self.normalisation == "both" else None for c in bare]
+        columns: list[Tensor | None] = [None, None]
+        if self.normalisation == "both":  # -inf where the only row is masked, which then has no affinity at all
+            columns = [pair.by_columns(cloud, self.kernel).nan_to_num(neginf=0.0) for cloud in bare]
 
         def drift(rows: Tensor, first: int) -> Tensor:
             logits = [cloud.logits(self.kernel, rows, first) for cloud in bare]

@@ -63,11 +63,16 @@ def run(arguments: list[str]) -> int:
 
     run = open_run(flags.run, flags.device, flags.trust_code, "evaluate", arguments)
     sampler = override(sampler_of(run.model), SamplerFlags(sampler=flags.sampler, strength=flags.strength))
-    counts = (flags.plan.steps, flags.plan.flow_steps)
-    if not sampler.takes_steps and (flags.grid or counts != (EvaluationPlan.steps, EvaluationPlan.flow_steps)):
-        raise UserError(
-            f"{type(sampler).__name__} is one call of the network: leave --grid, --steps and --flow-steps out"
+    if not sampler.takes_steps:
+        known = (
+            flags.plan.steps in (EvaluationPlan.steps, (1,)),
+            flags.plan.flow_steps in (EvaluationPlan.flow_steps, (1,)),
         )
+        if not all(known) or flags.grid or flags.save_default or flags.nfe is not None:
+            raise UserError(
+                f"{type(sampler).__name__} is one call of the network: leave --steps, --flow-steps, --grid, --nfe and "
+                "--save-default out"
+            )
     if flags.grid:
         return _tune(flags, run, sampler)
     if flags.save_default or flags.nfe is not None:

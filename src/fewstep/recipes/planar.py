@@ -1,4 +1,4 @@
-"""Drifting in the plane: four shapes, a Laplace and a Gaussian kernel; half a minute each on a CPU."""
+"""Drifting in the plane: four shapes, a Laplace and a Gaussian kernel; a minute each on a CPU."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def recipe(name: str, shape: str, dataset: Dataset, kernel: Kernel) -> Recipe:
     """The recipe of a shape and a kernel."""
     return Recipe(
         name=name,
-        description=f"a one-step generator by drifting with a {type(kernel).__name__} kernel on {shape} (half a minute on a CPU)",
+        description=f"a one-step generator by drifting with a {type(kernel).__name__} kernel on {shape} (a minute on a CPU)",
         dataset=dataset,
         model=GeneratorConfig(network=MLPConfig(width=128, depth=3)),
         objective=Drifting(regression=(three_scales if isinstance(dataset, Ring) else one_scale)(kernel)),
