@@ -2,9 +2,10 @@
 
 python benchmarks/drifting_guidance.py digits-drifting-guided --seeds 0
 
-For each strength, 100 items of each class by one evaluation: the share that the data set's classifier (fewstep/features.py)
-puts into the class asked for, the mean distance between items of a class as a share of that of held-out items, and the Frechet
-distance of all of them together, beside held-out items themselves. A run that is there is not trained again.
+For each strength, 100 items of each class by one evaluation: the share that the data set's classifier (fewstep/features.py,
+trained on the training split) puts into the class asked for, the mean distance between items of a class as a share of that of
+held-out items, and the Frechet distance of all of them together to held-out items, beside as many training items. A run that is
+there is not trained again.
 """
 
 import argparse
@@ -32,6 +33,7 @@ def spread(x_0: Tensor, labels: Tensor) -> float:
     return statistics.fmean(torch.pdist(x_0[labels == c].flatten(1)).mean().item() for c in labels.unique().tolist())
 
 
+@torch.no_grad()
 def row(name: str, x_0: Tensor, labels: Tensor, real: tuple[Tensor, Tensor], extractor: Extractor) -> str:
     """A row of the table."""
     right = (extractor.classifier(x_0).argmax(1) == labels).float().mean().item()
@@ -40,12 +42,12 @@ def row(name: str, x_0: Tensor, labels: Tensor, real: tuple[Tensor, Tensor], ext
 
 
 def split(dataset: Dataset, test: bool) -> tuple[Tensor, Tensor]:
-    """As many items as the table's rows have, with their labels."""
-    items = (dataset.test() if test else dataset.train()).up_to(10 * OF_A_CLASS)
+    """As many items as the table's rows have, or all where there are fewer, with their labels."""
+    items = dataset.test() if test else dataset.train()
+    items = items.up_to(items.num_classes * OF_A_CLASS)
     return items["x_0"], items["labels"]
 
 
-@torch.no_grad()
 def main() -> None:
     """Train where needed; a table for each seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,9 +63,8 @@ def main() -> None:
     real = split(recipe.dataset, test=True)
     for seed in flags.seeds:
         folder = flags.out / f"{recipe.name}-{seed}"
-        with torch.enable_grad():
-            options = TrainingOptions(out=folder, resume=True, quiet=True)
-            outcome = train(replace(recipe, seed=seed, steps=flags.steps or recipe.steps), options)
+        options = TrainingOptions(out=folder, resume=True, quiet=True)
+        outcome = train(replace(recipe, seed=seed, steps=flags.steps or recipe.steps), options)
         model = fewstep.load(folder)
         labels = torch.arange(model.num_classes).repeat_interleave(OF_A_CLASS)
         print(f"{recipe.name}, seed {seed}, {outcome.seconds:.0f} s\n")

@@ -2,10 +2,11 @@
 
 python benchmarks/drifting_kernels.py swissroll checkerboard moons ring
 python benchmarks/drifting_kernels.py digits --seeds 0 1 2
-python benchmarks/drifting_kernels.py mnist-small --methods laplace gaussian gaussian-unmatched --seeds 0
+python benchmarks/drifting_kernels.py mnist-small --features --steps 450 --batch-size 64 --n 2000 --seeds 0
 
 The shipped recipes. In the plane: tau = .1 in units of the data (the ring: algorithm A1 at three shares of the mean distance),
-`matched` is h^2 = 3 tau^2 (an even density in two dimensions), beside A1 with one temperature and with three, normalised.
+`matched` is h^2 = 3 tau^2 (an even density in two dimensions), and A1 has one temperature (laplace-a1)
+or three (laplace-a1-three).
 Elsewhere, in pixels (NAME-drifting) and in the features of a masked autoencoder (NAME-drifting-features, with --features):
 temperatures are shares of the mean distance rho, `matched` is h^2 = tau rho. A run that is there is not made again; --tables
 only prints.
@@ -31,6 +32,7 @@ from fewstep.metrics.base import Features
 from fewstep.objectives import Drifting
 from fewstep.recipe import Recipe
 from fewstep.recipes import find_recipe
+from fewstep.recipes._drifting import SHARES
 from fewstep.recipes.planar import MATCHED
 from fewstep.samplers import OneStep
 from fewstep.shapes import flat
@@ -59,7 +61,7 @@ def method(problem: str, name: str, features: bool) -> Recipe:
         regression = replace(regression, field=replace(field, normalisation="both"))
     elif name == "laplace-a1-three":
         scaled = replace(field, kernel=Laplace(bandwidth=1.0), normalisation="both")
-        regression = replace(regression, field=scaled, temperatures=(0.02, 0.05, 0.2), relative=True, equalise=True)
+        regression = replace(regression, field=scaled, temperatures=SHARES, relative=True, equalise=True)
     elif name != "laplace":
         raise SystemExit(
             f"no method is called {name}: laplace, gaussian, gaussian-unmatched, laplace-a1, laplace-a1-three"
@@ -81,7 +83,10 @@ def run_one(recipe: Recipe, seed: int, flags: argparse.Namespace) -> None:
     """Train and measure, unless it is done."""
     folder = flags.out / f"{recipe.name}-{seed}"
     result, rule = folder / "kernels.json", ruler(recipe, flags.n)
-    if result.exists() and json.loads(result.read_text())["n"] == rule.n:
+    if result.exists():
+        found = json.loads(result.read_text())
+        if (found["n"], found["steps"]) != (rule.n, recipe.steps):
+            raise SystemExit(f"{folder} is of {found['steps']} steps and {found['n']} samples: give another --out")
         return
     outcome = train(replace(recipe, seed=seed), TrainingOptions(out=folder, resume=True, quiet=True))
     model = fewstep.load(folder)
@@ -100,7 +105,8 @@ def table(problem: str, flags: argparse.Namespace) -> str:
     rows, floors = [], {}
     for name in flags.methods:
         recipe = method(problem, name, flags.features)
-        found = [json.loads(p.read_text()) for p in sorted(flags.out.glob(f"{recipe.name}-[0-9]/kernels.json"))]
+        results = [flags.out / f"{recipe.name}-{seed}" / "kernels.json" for seed in flags.seeds]
+        found = [json.loads(path.read_text()) for path in results if path.exists()]
         if not found:
             continue
         floors = {key: statistics.fmean(found[0]["floor"][key]) for key in found[0]["floor"]}
@@ -121,13 +127,12 @@ def main() -> None:
     """Train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", nargs="+")
-    parser.add_argument(
-        "--methods", nargs="+", default=["laplace", "gaussian", "gaussian-unmatched", "laplace-a1", "laplace-a1-three"]
-    )
+    parser.add_argument("--methods", nargs="+", default=["laplace", "gaussian", "gaussian-unmatched"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--features", action="store_true", help="in features of a masked autoencoder, not in pixels")
     parser.add_argument("--n", type=int, help="samples for each distance")
     parser.add_argument("--steps", type=int, help="of training, in place of the recipe's")
+    parser.add_argument("--batch-size", type=int, help="in place of the recipe's")
     parser.add_argument("--out", type=Path, default=Path("runs/kernels"))
     parser.add_argument("--tables", action="store_true")
     flags = parser.parse_args()
@@ -136,7 +141,8 @@ def main() -> None:
         for seed in [] if flags.tables else flags.seeds:
             for name in flags.methods:
                 recipe = method(problem, name, flags.features)
-                run_one(replace(recipe, steps=flags.steps or recipe.steps), seed, flags)
+                budget = {"steps": flags.steps or recipe.steps, "batch_size": flags.batch_size or recipe.batch_size}
+                run_one(replace(recipe, **budget), seed, flags)
     for problem in flags.problems:
         print(table(problem, flags))
 
