@@ -2,7 +2,7 @@
 
 python benchmarks/drifting_kernels.py swissroll checkerboard moons ring
 python benchmarks/drifting_kernels.py digits --seeds 0 1 2
-python benchmarks/drifting_kernels.py mnist-small --features --steps 450 --batch-size 64 --n 2000 --seeds 0
+python benchmarks/drifting_kernels.py mnist-small --features --steps 450 --batch-size 64 --last --n 2000 --seeds 0
 
 The shipped recipes. In the plane: tau = .1 in units of the data (the ring: algorithm A1 at three shares of the mean distance),
 `matched` is h^2 = 3 tau^2 (an even density in two dimensions), and A1 has one temperature (laplace-a1)
@@ -21,6 +21,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 import fewstep
@@ -30,6 +31,7 @@ from fewstep.kernels import Gaussian, Laplace
 from fewstep.metrics import MMD, FrechetDistance, SlicedWasserstein
 from fewstep.metrics.base import Features
 from fewstep.objectives import Drifting
+from fewstep.pretrained import newest_checkpoint
 from fewstep.recipe import Recipe
 from fewstep.recipes import find_recipe
 from fewstep.recipes._drifting import SHARES
@@ -79,10 +81,15 @@ def ruler(recipe: Recipe, n: int | None) -> Yardstick:
     return replace(rule, metrics=tuple(groups))
 
 
+def result_of(flags: argparse.Namespace) -> str:
+    """The file of a run's numbers."""
+    return "kernels-last.json" if flags.last else "kernels.json"
+
+
 def run_one(recipe: Recipe, seed: int, flags: argparse.Namespace) -> None:
     """Train and measure, unless it is done."""
     folder = flags.out / f"{recipe.name}-{seed}"
-    result, rule = folder / "kernels.json", ruler(recipe, flags.n)
+    result, rule = folder / result_of(flags), ruler(recipe, flags.n)
     if result.exists():
         found = json.loads(result.read_text())
         if (found["n"], found["steps"]) != (rule.n, recipe.steps):
@@ -90,6 +97,9 @@ def run_one(recipe: Recipe, seed: int, flags: argparse.Namespace) -> None:
         return
     outcome = train(replace(recipe, seed=seed), TrainingOptions(out=folder, resume=True, quiet=True))
     model = fewstep.load(folder)
+    if flags.last:
+        stored = safetensors.torch.load_file(str(newest_checkpoint(folder) / "training.safetensors"))
+        model.load_state_dict({k.removeprefix("weights."): v for k, v in stored.items() if k.startswith("weights.")})
     cells = [rule.sample(model, OneStep(), seed=i, batch_size=2000) for i in range(DRAWS)]
     floors = [rule.floor(i) for i in range(DRAWS)]
     found = {name: [c[name] for c in cells] for name in NAMES if name in cells[0]}
@@ -105,7 +115,7 @@ def table(problem: str, flags: argparse.Namespace) -> str:
     rows, floors = [], {}
     for name in flags.methods:
         recipe = method(problem, name, flags.features)
-        results = [flags.out / f"{recipe.name}-{seed}" / "kernels.json" for seed in flags.seeds]
+        results = [flags.out / f"{recipe.name}-{seed}" / result_of(flags) for seed in flags.seeds]
         found = [json.loads(path.read_text()) for path in results if path.exists()]
         if not found:
             continue
@@ -133,6 +143,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="samples for each distance")
     parser.add_argument("--steps", type=int, help="of training, in place of the recipe's")
     parser.add_argument("--batch-size", type=int, help="in place of the recipe's")
+    parser.add_argument(
+        "--last", action="store_true", help="measure the last weights: a short run's average knows its start"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/kernels"))
     parser.add_argument("--tables", action="store_true")
     flags = parser.parse_args()
