@@ -53,9 +53,9 @@ def method(problem: str, name: str, features: bool) -> Recipe:
     field = regression.field
     width = regression.field.kernel.bandwidth
     if name == "gaussian":
-        matched = problem in PLANE
-        temperatures = regression.temperatures if matched else tuple(t**0.5 for t in regression.temperatures)
-        kernel = Gaussian(bandwidth=MATCHED * width if matched else width)
+        plane = problem in PLANE
+        temperatures = regression.temperatures if plane else tuple(t**0.5 for t in regression.temperatures)
+        kernel = Gaussian(bandwidth=MATCHED * width if plane else width)
         regression = replace(regression, field=replace(field, kernel=kernel), temperatures=temperatures)
     elif name == "gaussian-unmatched":
         regression = replace(regression, field=replace(field, kernel=Gaussian(bandwidth=width)))

@@ -14,17 +14,17 @@ from fewstep.recipe import Optimiser, Recipe
 from fewstep.samplers import OneStep
 
 SHARES = (0.02, 0.05, 0.2)  # temperatures of a Laplace kernel, as shares of the mean distance rho
+MATCHED_SHARES = tuple(t**0.5 for t in SHARES)  # of a Gaussian kernel, h^2 = tau rho
 PUBLISHED = Optimiser(lr=1e-3, beta_2=0.95, warmup_steps=100, decay="cosine", clip_norm=2.0)
 
 
-def regression(kernel: Kernel, floor: float = 0.0) -> DriftRegression:
-    """The published one, algorithm A1; a Gaussian kernel is matched, h^2 = tau rho.
+def regression(kernel: Kernel, temperatures: tuple[float, ...] = SHARES, floor: float = 0.0) -> DriftRegression:
+    """The published one, algorithm A1.
 
     The authors' code has a floor of 1e-6, good for clouds far apart. A cloud narrower than its distance to the data it draws
     together, to one point: pixels go without it (docs/drifting.md).
     """
     field = DriftingField(kernel=kernel, normalisation="both", floor=floor)
-    temperatures = tuple(t**0.5 for t in SHARES) if isinstance(kernel, Gaussian) else SHARES
     return DriftRegression(field=field, temperatures=temperatures)
 
 
@@ -49,7 +49,7 @@ def drifting(
             dataset=dataset,
             model=GeneratorConfig(network=network),
             objective=Drifting(
-                regression=regression(kernel, 1e-6 if seen else 0.0),
+                regression=regression(kernel, temperatures, 1e-6 if seen else 0.0),
                 encoder=encoder if seen else None,
                 most_places=most_places,
             ),
@@ -57,5 +57,8 @@ def drifting(
             optimiser=PUBLISHED,
         )
         for seen in (False, True)
-        for suffix, kernel in (("", Laplace(bandwidth=1.0)), ("-gaussian", Gaussian(bandwidth=1.0)))
+        for suffix, kernel, temperatures in (
+            ("", Laplace(bandwidth=1.0), SHARES),
+            ("-gaussian", Gaussian(bandwidth=1.0), MATCHED_SHARES),
+        )
     )

@@ -11,7 +11,7 @@ from fewstep.models import GeneratorConfig
 from fewstep.networks import MLPConfig
 from fewstep.objectives import Drifting
 from fewstep.recipe import Optimiser, Recipe
-from fewstep.recipes._drifting import SHARES
+from fewstep.recipes._drifting import regression
 from fewstep.samplers import OneStep
 
 TAU = 0.1  # of the Laplace kernel, in units of the data
@@ -24,22 +24,17 @@ def one_scale(kernel: Kernel) -> DriftRegression:
     return DriftRegression(field=field, temperatures=(1.0,), relative=False, equalise=False)
 
 
-def three_scales(kernel: Kernel) -> DriftRegression:
-    """Algorithm A1 at three shares of the mean distance, for separated modes.
-
-    Of a fine temperature alone the modes keep wrong weights, for a time that is exponential in their distance over it.
-    """
-    return DriftRegression(field=DriftingField(kernel=kernel, normalisation="both"), temperatures=SHARES)
-
-
 def recipe(name: str, shape: str, dataset: Dataset, kernel: Kernel) -> Recipe:
-    """The recipe of a shape and a kernel."""
+    """The recipe of a shape and a kernel; the ring's is algorithm A1 at three shares of the mean distance.
+
+    Of a fine temperature alone separated modes keep wrong weights, for a time that is exponential in their distance over it.
+    """
     return Recipe(
         name=name,
         description=f"a one-step generator by drifting with a {type(kernel).__name__} kernel on {shape} (a minute on a CPU)",
         dataset=dataset,
         model=GeneratorConfig(network=MLPConfig(width=128, depth=3)),
-        objective=Drifting(regression=(three_scales if isinstance(dataset, Ring) else one_scale)(kernel)),
+        objective=Drifting(regression=(regression if isinstance(dataset, Ring) else one_scale)(kernel)),
         sampler=OneStep(),
         optimiser=Optimiser(lr=1e-3, decay="cosine", warmup_steps=50),
         steps=1500,
